@@ -1,0 +1,7 @@
+"""LLaMA-2: the model in Meta's names, its tokenizer, and its weight files."""
+
+from llama.checkpoint import load_llama, save_llama
+from llama.model import Llama, LlamaConfig
+from llama.tokenizer import LlamaTokenizer
+
+__all__ = ["Llama", "LlamaConfig", "LlamaTokenizer", "load_llama", "save_llama"]

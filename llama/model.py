@@ -1,0 +1,269 @@
+"""LLaMA-2 by hand, in Meta's parameter names, top to bottom.
+
+Sources: Touvron et al. 2023 (LLaMA, Llama 2); RMSNorm: Zhang & Sennrich 2019; RoPE: Su et al. 2021;
+SwiGLU: Shazeer 2020; grouped-query attention: Ainslie et al. 2023.
+
+Legend of all shape comments: B batch, T new tokens, S cached + new columns, D width (dim),
+H query heads, K key/value heads, Dh width of one head, V vocabulary, P soft-prompt positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from minillm.attention import attention_mask, causal_attention, positions
+from minillm.cache import KVCache
+from minillm.errors import UserError
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a LLaMA. `hidden_dim` is the width inside the feed-forward; `max_seq_len` in tokens.
+
+    Errors: UserError (a ValueError) for sizes that cannot be a model.
+    """
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int
+    hidden_dim: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    max_seq_len: int = 4096
+    tied_head: bool = False  # the head shares the embedding's matrix
+
+    def __post_init__(self):
+        for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 < value < 2**31:
+                raise UserError(f"LlamaConfig.{name} is {value}; it must be a positive integer")
+        if self.dim % self.n_heads or self.head_dim % 2:
+            raise UserError(
+                f"LlamaConfig.dim {self.dim} over n_heads {self.n_heads} is no even head width; "
+                "RoPE rotates pairs, so dim must be a multiple of 2 * n_heads"
+            )
+        if self.n_heads % self.n_kv_heads:
+            raise UserError(
+                f"LlamaConfig.n_kv_heads {self.n_kv_heads} must divide n_heads {self.n_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head, Dh."""
+        return self.dim // self.n_heads
+
+    @classmethod
+    def preset(cls, name: str) -> "LlamaConfig":
+        """The published sizes by name. Errors: UserError listing the known names."""
+        if name not in PRESETS:
+            raise UserError(f"preset {name!r} is unknown; known: {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+
+PRESETS = {
+    "llama-2-7b": LlamaConfig(4096, 32, 32, 32, 32000, 11008),
+    "llama-2-13b": LlamaConfig(5120, 40, 40, 40, 32000, 13824),
+    "llama-2-70b": LlamaConfig(8192, 80, 64, 8, 32000, 28672),
+    "tiny-llama": LlamaConfig(192, 6, 6, 2, 2048, 512, max_seq_len=512, tied_head=True),
+}
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, the mean in fp32 (or better). Shape-preserving."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight
+
+
+def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of the angle position * theta^(-2j/Dh) of each pair j, always in fp32.
+
+    Shapes: positions (1 or B, T) -> two (1 or B, 1, T, Dh/2), broadcast over heads.
+    """
+    pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    frequencies = theta ** (-pairs / head_dim)  # (Dh/2,)
+    angles = positions[:, None, :, None] * frequencies  # (B, 1, T, Dh/2)
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates neighbours (x[2j], x[2j+1]) by the angle of their position: Meta's interleaved RoPE.
+
+    Hugging Face rotates (x[j], x[j + Dh/2]) instead and stores the rows of wq and wk permuted to
+    match; llama/checkpoint.py translates. Shapes: x (B, heads, T, Dh), kept.
+    """
+    cos, sin = rope
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)  # each (B, heads, T, Dh/2)
+    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+    return rotated.flatten(-2).to(x.dtype)  # (B, heads, T, Dh)
+
+
+class Attention(nn.Module):
+    """The four projections of grouped-query attention; TransformerBlock.forward joins them."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        kv_dim = config.n_kv_heads * config.head_dim
+        self.wq = nn.Linear(config.dim, config.dim, bias=False)
+        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q (B, H, T, Dh), k and v (B, K, T, Dh), with q and k rotated."""
+        q = self.wq(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, Dh)
+        k = self.wk(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, K, T, Dh)
+        v = self.wv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, K, T, Dh)
+        return apply_rope(q, rope), apply_rope(k, rope), v
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))  # (B, T, D)
+
+
+class TransformerBlock(nn.Module):
+    """Two residual branches: attention over the visible columns, then the feed-forward."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        mode: str,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        q, k, v = self.attention.heads(self.attention_norm(x), rope)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)  # (B, K, S, Dh): the past, then the new columns
+        attended = causal_attention(q, k, v, mask, mode)  # (B, T, H * Dh)
+        x = x + self.attention.wo(attended)  # (B, T, D)
+        return x + self.feed_forward(self.ffn_norm(x))  # (B, T, D)
+
+
+class Llama(nn.Module):
+    """LLaMA-2: token embedding, n_layers blocks, final norm, vocabulary projection."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.attention = "sdpa"  # or "explicit": scores, mask, softmax, values one by one
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tied_head:
+            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Normal(0, 0.02), the residual projections smaller by sqrt(2 n_layers) (GPT-2's rule)."""
+        for name, weight in self.named_parameters():
+            if weight.dim() == 1:
+                weight.fill_(1.0)
+                continue
+            is_residual = name.endswith(("wo.weight", "w2.weight"))
+            shrink = (2 * self.config.n_layers) ** 0.5 if is_residual else 1.0
+            weight.normal_(0.0, 0.02 / shrink)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        left_pad: Tensor | None = None,
+        prompt: Tensor | None = None,
+        logits_at: Tensor | None = None,
+    ) -> Tensor:
+        """Next-token logits; the same path trains, generates without a cache and with one.
+
+        Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
+        (P, D) soft prompt put before the first token; logits_at (B, T) bool. Returns (B, T, V),
+        or (N, V) for the N positions of logits_at. Advances the cache by P + T columns.
+        Errors: UserError when the columns exceed max_seq_len.
+        """
+        x = self.tok_embeddings(tokens)  # (B, T, D)
+        n_prompt = 0 if prompt is None else prompt.size(0)
+        if prompt is not None:
+            soft = prompt.to(x.dtype).expand(x.size(0), -1, -1)  # (B, P, D)
+            x = torch.cat((soft, x), dim=1)  # (B, P + T, D)
+        start = 0 if cache is None else cache.length
+        n_prefix = n_prompt if cache is None else cache.n_prefix + n_prompt
+        n_new = x.size(1)
+        if start + n_new > self.config.max_seq_len:
+            raise UserError(
+                f"{start + n_new} tokens do not fit the model's context of "
+                f"{self.config.max_seq_len}; shorten the text"
+            )
+        mask = attention_mask(start, n_new, left_pad, n_prefix, x.device)
+        place = positions(start, n_new, left_pad, n_prefix, x.device)  # (1 or B, P + T)
+        rope = rope_table(place, self.config.head_dim, self.config.rope_theta)
+        for layer, block in enumerate(self.layers):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(
+                    block, x, rope, mask, self.attention, cache, layer, use_reentrant=False
+                )
+            else:
+                x = block(x, rope, mask, self.attention, cache, layer)
+        if cache is not None:
+            cache.advance(n_new)
+            cache.n_prefix = n_prefix
+        x = x[:, n_prompt:]  # (B, T, D)
+        if logits_at is not None:
+            x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
+        x = self.norm(x)
+        if self.config.tied_head:
+            return F.linear(x, self.tok_embeddings.weight)  # (..., V)
+        return self.output(x)  # (..., V)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        max_len: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> KVCache:
+        """An empty cache for `max_len` columns, in the dtype the keys will be computed in."""
+        weight = self.tok_embeddings.weight
+        device = torch.device(device or weight.device)
+        if dtype is None:
+            autocast = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
+        c = self.config
+        return KVCache(c.n_layers, batch_size, c.n_kv_heads, max_len, c.head_dim, dtype, device)
+
+    def hf_names(self) -> dict[str, tuple[str, int]]:
+        """{our module: (Hugging Face's name, heads whose rows RoPE permutes, 0 for none)}."""
+        from llama.checkpoint import hf_names
+
+        return hf_names(self.config)

@@ -1,0 +1,56 @@
+"""The KV cache: keys and values of all layers, kept so that a new token costs one column."""
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of every layer for up to `max_len` columns, written once and never moved.
+
+    The model reads `length` (columns filled so far), writes through `update` in every layer and
+    calls `advance` once at the end, so layers never disagree about where they are.
+    A cache belongs to one generation; make a new one for the next.
+
+    Shapes: keys, values (n_layers, B, K, max_len, Dh). `n_prefix` counts the virtual columns
+    (soft prompt or learned prefix) at the front, which are never padding.
+    Units: `nbytes` in bytes.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        batch_size: int,
+        n_kv_heads: int,
+        max_len: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        shape = (n_layers, batch_size, n_kv_heads, max_len, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.max_len = max_len
+        self.length = 0
+        self.n_prefix = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, filled or not."""
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends k, v (B, K, T, Dh) of one layer; returns views of all columns (B, K, S, Dh)."""
+        end = self.length + k.size(2)
+        assert end <= self.max_len, f"cache holds {self.max_len} columns, {end} needed"
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, n: int) -> None:
+        """Counts n new columns as written; the model calls it once per forward."""
+        self.length += n
+
+    def reset(self) -> None:
+        """Forgets everything, keeping the memory."""
+        self.length = 0
+        self.n_prefix = 0

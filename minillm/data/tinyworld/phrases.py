@@ -1,0 +1,50 @@
+"""Turns a template into English: "[a|b]" picks a variant (nested freely), "@name" one of a word list, "{a.his}" a fact.
+
+Only the variants that are really written are thrown for, so the surprisal counts no choice that leaves no trace.
+"""
+
+import functools
+import re
+
+from minillm.data.tinyworld.dice import Dice
+from minillm.data.tinyworld.words import LISTS
+
+_TOKEN = re.compile(r"[\[\]|]|@\w+|[^\[\]|@]+")
+_ARTICLE = re.compile(r"\b([Aa]) (?=(?!one|use|uni|eu)[aeiou])")
+_START = re.compile(r"(?:^|(?<=[.!?]\s)|(?<=[.!?]\s\"))\"?[a-z]")
+
+
+@functools.cache
+def parse(template: str) -> tuple:
+    """A tuple of strings and lists; a list holds the parsed variants of one choice."""
+    stack: list[list] = [[[]]]  # open choices, each a list of variants; the last variant is growing
+    for token in _TOKEN.findall(template):
+        if token == "[":
+            stack.append([[]])
+        elif token == "|" and len(stack) > 1:
+            stack[-1].append([])
+        elif token == "]":
+            choice = [tuple(variant) for variant in stack.pop()]
+            stack[-1][-1].append(choice)
+        elif token[0] == "@":
+            stack[-1][-1].append([parse(line) for line in LISTS[token[1:]]])
+        else:
+            stack[-1][-1].append(token)
+    assert len(stack) == 1, f"unbalanced brackets in {template!r}"
+    return tuple(stack[0][0])
+
+
+def expand(parts: tuple, dice: Dice) -> str:
+    """Throws the dice for every choice on the way and joins what was picked."""
+    return "".join(p if isinstance(p, str) else expand(dice.pick(p), dice) for p in parts)
+
+
+def polish(text: str) -> str:
+    """Puts "an" before vowels and a capital at the start of every sentence."""
+    text = _ARTICLE.sub(r"\1n ", text)
+    return _START.sub(lambda match: match.group().upper(), text)
+
+
+def write(template: str, dice: Dice, **facts) -> str:
+    """One polished text from a template; `facts` are what the braces may name."""
+    return polish(expand(parse(template), dice).format(**facts))

@@ -1,0 +1,54 @@
+"""The error contract: what the user can fix is one line on stderr and exit code 2, never a traceback.
+
+A script runs its main under `with friendly_errors():` (a context manager, so that it adds no frame
+between the script and the softmax). Exit codes: 0 done, 1 our bug, 2 the user's to fix,
+3 numeric failure, 130 interrupted.
+"""
+
+import sys
+import traceback
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Something the user can fix. The message reads `WHERE: what is wrong; what to do`."""
+
+
+class NumericError(ArithmeticError):
+    """The numbers broke down (NaN or infinite loss, too many skipped steps): exit code 3."""
+
+
+@contextmanager
+def friendly_errors():
+    """Turns the exceptions of a script's body into one line on stderr and an exit code."""
+    try:
+        yield
+    except (UserError, NumericError, OSError, MemoryError, KeyboardInterrupt) as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(_one_line(error), file=sys.stderr)
+        sys.exit(_exit_code(error))
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower() and "can't allocate" not in str(error):
+            raise
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        remedy = "lower --batch-size or --max-length, or add --gradient-checkpointing"
+        print(f"error: out of memory: {str(error).splitlines()[0]}; {remedy}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, MemoryError):
+        return "error: out of memory; lower --batch-size or --max-length, or use a smaller model"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"error: {error.filename}: {error.strerror}; check the path, its rights and the space"
+    return "error: " + " ".join(str(error).split())
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 3 if isinstance(error, NumericError) else 2

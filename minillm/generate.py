@@ -1,0 +1,207 @@
+"""Generation with and without the KV cache: one loop, one pure sampling function.
+
+Sources: top-k: Fan et al. 2018; top-p: Holtzman et al. 2020; repetition penalty: Keskar et al. 2019.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from minillm.errors import UserError
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    use_cache: bool = True,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    eos_id: int | None = None,
+    seed: int | None = None,
+    prompt: Tensor | None = None,
+) -> list[list[int]]:
+    """The new tokens of each prompt, the closing `eos_id` included where a row came to its end.
+
+    Rows may differ in length: a ragged batch gives what each prompt gives alone. Row i draws from
+    its own stream, seed + i, so a sample does not depend on its neighbours. Generation stops at
+    `max_new_tokens`, or where prompt and new tokens fill the model's context, whichever is first.
+    Merges LoRA for the time it runs and puts the model back into the mode it was in.
+
+    Shapes: prompt (P, D), a soft prompt before every row. Units: max_new_tokens in tokens.
+    Errors: UserError for an empty prompt, one that leaves no room in the context, or a sampling
+    setting outside its range.
+    """
+    rows: list[list[int]] = [[] for _ in prompts]
+    steps = generate_steps(
+        model, prompts, max_new_tokens, use_cache, temperature, top_k, top_p,
+        repetition_penalty, eos_id, seed, prompt,
+    )  # fmt: skip
+    for new_tokens in steps:
+        for row, token in zip(rows, new_tokens, strict=True):
+            if token is not None:
+                row.append(token)
+    return rows
+
+
+def generate_steps(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    use_cache: bool = True,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    eos_id: int | None = None,
+    seed: int | None = None,
+    prompt: Tensor | None = None,
+) -> Iterator[list[int | None]]:
+    """`generate` one step at a time, for streaming: each step yields a token per row, or None
+    for a row that has ended. Arguments and errors are those of `generate`."""
+    check_sampling(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
+    n_prompt = 0 if prompt is None else prompt.size(0)
+    limit = model.config.max_seq_len - n_prompt
+    check_prompts(prompts, limit)
+    if not prompts or max_new_tokens == 0:
+        return
+    device = next(model.parameters()).device
+    tokens, left_pad = pad_left(prompts, device)  # (B, T), (B,) or None
+    max_new_tokens = min(max_new_tokens, limit - tokens.size(1))
+    streams = None if temperature == 0 else random_streams(seed, len(prompts), device)
+    cache = None
+    if use_cache:
+        cache = model.new_cache(len(prompts), n_prompt + tokens.size(1) + max_new_tokens)
+    ended = [False] * len(prompts)
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(max_new_tokens):
+            # with a cache only the columns it does not hold yet; without, all from the start
+            start = 0 if cache is None else max(0, cache.length - cache.n_prefix)
+            soft = prompt if start == 0 else None
+            new = tokens[:, start:]
+            last = torch.zeros_like(new, dtype=torch.bool)
+            last[:, -1] = True
+            with torch.no_grad():
+                logits = model(new, cache, left_pad, soft, last).float()  # (B, V)
+                logits = penalize_repetition(logits, tokens, left_pad, repetition_penalty)
+                chosen = sample_next_token(logits, temperature, top_k, top_p, streams)  # (B,)
+            tokens = torch.cat((tokens, chosen[:, None]), dim=1)  # (B, T + 1)
+            ids = chosen.tolist()
+            yield [None if end else token for end, token in zip(ended, ids, strict=True)]
+            ended = [end or token == eos_id for end, token in zip(ended, ids, strict=True)]
+            if all(ended):
+                return
+    finally:
+        model.train(was_training)
+
+
+def sample_next_token(
+    logits: Tensor,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    streams: list[torch.Generator] | None = None,
+) -> Tensor:
+    """One token id per row. Temperature 0 is the argmax; then top-k, then top-p, then a draw.
+
+    top_k keeps exactly k candidates (ties broken by order). top_p keeps the fewest candidates
+    whose probabilities reach p: with 0.5, 0.3, 0.2 and p = 0.7 it keeps the first two; p = 0
+    keeps one. Shapes: logits (B, V) fp32 -> (B,) int64; streams: a random stream per row.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    k = logits.size(-1) if top_k is None else min(top_k, logits.size(-1))
+    values, ids = logits.topk(k)  # (B, k), best first
+    # the best logit becomes 0 before the division: a tiny temperature cannot overflow
+    probabilities = torch.softmax((values - values[:, :1]) / temperature, -1)
+    if top_p is not None:
+        reached = probabilities.cumsum(-1) - probabilities >= top_p  # mass before each candidate
+        reached[:, 0] = False
+        probabilities = probabilities.masked_fill(reached, 0.0)
+    rows = range(len(logits))
+    drawn = [
+        torch.multinomial(probabilities[i], 1, generator=None if streams is None else streams[i])
+        for i in rows
+    ]
+    return ids.gather(-1, torch.stack(drawn)).squeeze(-1)
+
+
+def penalize_repetition(
+    logits: Tensor, tokens: Tensor, left_pad: Tensor | None, penalty: float
+) -> Tensor:
+    """Divides positive and multiplies negative logits of every token seen, prompt included.
+
+    Shapes: logits (B, V), tokens (B, T); paddings do not count as seen.
+    """
+    if penalty == 1.0:
+        return logits
+    seen = torch.zeros_like(logits, dtype=torch.int32)  # (B, V)
+    real = torch.ones_like(tokens, dtype=torch.int32)
+    if left_pad is not None:
+        columns = torch.arange(tokens.size(1), device=tokens.device)
+        real = (columns >= left_pad[:, None]).int()
+    seen.scatter_add_(1, tokens, real)
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen > 0, penalized, logits)
+
+
+def pad_left(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Prompts as one block (B, T), with the count of paddings per row (B,), None if there are none.
+
+    The padding id is 0, any valid id: the mask hides it by position, not by value.
+    """
+    longest = max(len(p) for p in prompts)
+    pads = [longest - len(p) for p in prompts]
+    rows = [[0] * pad + list(p) for pad, p in zip(pads, prompts, strict=True)]
+    tokens = torch.tensor(rows, dtype=torch.int64, device=device)
+    return tokens, torch.tensor(pads, device=device) if any(pads) else None
+
+
+def random_streams(seed: int | None, n: int, device: torch.device) -> list[torch.Generator]:
+    """A generator per row, seeded seed + row; without a seed, from PyTorch's global stream."""
+    if seed is None:
+        seed = int(torch.randint(2**31, ()))
+    return [torch.Generator(device).manual_seed(seed + row) for row in range(n)]
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], limit: int) -> None:
+    """Errors: UserError if a prompt is empty or leaves no room for one new token."""
+    for number, tokens in enumerate(prompts, 1):
+        if len(tokens) == 0:
+            raise UserError(f"prompt {number}: no tokens; begin it with the tokenizer's bos_id")
+        if len(tokens) >= limit:
+            raise UserError(
+                f"prompt {number}: {len(tokens)} tokens leave no room in the context of {limit}; "
+                "shorten it"
+            )
+
+
+def check_sampling(
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    repetition_penalty: float,
+    max_new_tokens: int,
+) -> None:
+    """Errors: UserError naming the setting, its value and its range."""
+    bad = None
+    if not (math.isfinite(temperature) and temperature >= 0):
+        bad = f"temperature {temperature}: must be 0 (greedy) or a positive number"
+    elif top_k is not None and top_k < 1:
+        bad = f"top_k {top_k}: must be at least 1"
+    elif top_p is not None and not 0 <= top_p <= 1:
+        bad = f"top_p {top_p}: must lie between 0 and 1"
+    elif not (math.isfinite(repetition_penalty) and repetition_penalty > 0):
+        bad = f"repetition_penalty {repetition_penalty}: must be positive, 1 for none"
+    elif max_new_tokens < 0:
+        bad = f"max_new_tokens {max_new_tokens}: must not be negative"
+    if bad:
+        raise UserError(f"{bad}; change it")

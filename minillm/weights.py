@@ -1,0 +1,249 @@
+"""Weight files: read safely and one tensor at a time, written atomically.
+
+A checkpoint is described before any of it is loaded, as {name: LazyTensor}; a model family
+renames, transposes and joins these descriptions, `assign_weights` checks them all against the
+model and only then streams the numbers in. Pickle files are opened with weights_only=True, always.
+"""
+
+import contextlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from minillm.errors import UserError
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is still in its file: its shape, the file to blame, and how to load it."""
+
+    shape: tuple[int, ...]
+    source: Path
+    load: Callable[[], Tensor]
+
+    def map(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...] | None = None):
+        """The same tensor with `change` applied on loading; `shape` if that changes it."""
+        return LazyTensor(shape or self.shape, self.source, lambda: change(self.load()))
+
+
+def read_json(path: Path) -> dict | list:
+    """A JSON file. Errors: UserError naming the file and the line of the fault."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); fix it") from None
+    except (RecursionError, ValueError):
+        raise UserError(f"{path}: this JSON is nested too deep or too large; fix it") from None
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, byte-order mark removed. Errors: UserError naming the file (and the line)."""
+    check_readable(path)
+    raw = Path(path).read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text; convert the file to UTF-8") from None
+
+
+def check_readable(path: Path) -> None:
+    """Errors: UserError if the file is missing, empty, or a page or pointer in place of data."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise UserError(f"{path}: the file is empty; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a Git-LFS pointer, not the file itself; run `git lfs pull`")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise UserError(f"{path}: an HTML page, not the file itself; download it again")
+
+
+def open_weights(files: Iterable[Path]) -> dict[str, LazyTensor]:
+    """The tensors of .safetensors or pickled files by name, none loaded yet.
+
+    Errors: UserError naming a file that is missing, damaged, or repeats another's tensor.
+    """
+    tensors: dict[str, LazyTensor] = {}
+    for path in files:
+        check_readable(path)
+        opened = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+        twice = sorted(tensors.keys() & opened.keys())
+        if twice:
+            other = tensors[twice[0]].source
+            raise UserError(f"{path}: {twice[0]} is also in {other}; remove one of the files")
+        tensors |= opened
+    return tensors
+
+
+def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    try:
+        file = safe_open(path, framework="pt")
+        names = list(file.keys())
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
+        raise _damaged(path, error) from None
+    # clone: the model must not lean on the file, which may be replaced while it lives
+    return {
+        name: LazyTensor(shape, path, lambda name=name: file.get_tensor(name).clone())
+        for name, shape in shapes.items()
+    }
+
+
+def _open_pickle(path: Path) -> dict[str, LazyTensor]:
+    try:
+        mapped = zipfile.is_zipfile(path)  # the pre-zip format cannot be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch.load raises a dozen kinds, few with the file's name
+        raise _damaged(path, error) from None
+    is_weights = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    )
+    if not is_weights:
+        raise UserError(f"{path}: no dictionary of tensors; give a file of weights")
+    return {
+        name: LazyTensor(tuple(value.shape), path, value.clone) for name, value in state.items()
+    }
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:80] or type(error).__name__
+    return UserError(f"{path}: truncated or corrupt ({reason}); download it again")
+
+
+def hf_weight_files(folder: Path) -> list[Path]:
+    """The weight files of a Hugging Face folder: safetensors first, then .bin, whole or sharded.
+
+    Errors: UserError when there are none, or the index names a file outside the folder.
+    """
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if (folder / single).exists():
+            return [folder / single]
+        if not (folder / index).exists():
+            continue
+        content = read_json(folder / index)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(f"{folder / index}: no weight_map; download the index again")
+        names = sorted(set(map(str, shards.values())))
+        for name in names:
+            inside = (folder / name).resolve().parent == folder.resolve()
+            if name != os.path.basename(name) or not inside:
+                raise UserError(f"{folder / index}: {name!r} leaves the folder; do not trust it")
+        return [folder / name for name in names]
+    raise UserError(
+        f"{folder}: no weights (model.safetensors, pytorch_model.bin, or consolidated.00.pth); "
+        "check the path or download the model"
+    )
+
+
+def assign_weights(
+    model: nn.Module,
+    tensors: dict[str, LazyTensor],
+    where: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> None:
+    """Streams tensors into a model built on the meta device, one at a time, cast to `dtype`.
+
+    Memory: the model plus its largest tensor. Errors: UserError naming every missing, unexpected
+    and misshapen name before anything is loaded, and the file of a tensor that cannot be read.
+    """
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    check_names(expected, {name: t.shape for name, t in tensors.items()}, where)
+    for name in expected:
+        lazy = tensors[name]
+        try:
+            value = lazy.load().to(device=device, dtype=dtype)
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise _damaged(lazy.source, error) from None
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(value.contiguous()))
+
+
+def check_names(expected: dict[str, tuple], found: dict[str, tuple], where: Path) -> None:
+    """Errors: UserError listing missing, unexpected and misshapen names together (ten of each)."""
+    faults = []
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} is {tuple(found[name])}, the model's is {shape}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    for title, names in (("missing", missing), ("unexpected", extra), ("misshapen", misshapen)):
+        if names:
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            faults.append(f"{title}: {', '.join(names[:10])}{more}")
+    if faults:
+        raise UserError(f"{where}: {'; '.join(faults)}; these are not this model's weights")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path):
+    """Yields a temporary path beside `path`; moves it there, synced, if the body succeeds.
+
+    A reader sees the old file or the new one, never half of it; a failure leaves the old one.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # safetensors writes 0600
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """Writes JSON atomically, indented, with a closing newline."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors atomically, on the CPU and contiguous, tagged as PyTorch's."""
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with atomic_file(path) as temporary:
+        save_file(plain, temporary, metadata={"format": "pt"})
+
+
+def rope_to_halves(weight: Tensor, n_heads: int) -> Tensor:
+    """Rows from Meta's neighbouring pairs (2j, 2j+1) to Hugging Face's halves (j, j + Dh/2).
+
+    Shapes: (n_heads * Dh, anything), kept.
+    """
+    half = weight.shape[0] // n_heads // 2
+    return weight.reshape(n_heads, half, 2, -1).transpose(1, 2).reshape(weight.shape)
+
+
+def rope_to_pairs(weight: Tensor, n_heads: int) -> Tensor:
+    """The exact inverse of rope_to_halves."""
+    half = weight.shape[0] // n_heads // 2
+    return weight.reshape(n_heads, 2, half, -1).transpose(1, 2).reshape(weight.shape)
