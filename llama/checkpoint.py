@@ -83,11 +83,7 @@ def load_llama(
         }
         config = replace(config, n_layers=n_layers)
     text = LlamaTokenizer(tokenizer or find_tokenizer(path))
-    if text.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{tokenizer or path}: the tokenizer has {text.vocab_size} pieces, the model "
-            f"{config.vocab_size}; give the tokenizer the model was trained with"
-        )
+    check_tokenizer(text, config, tokenizer or path)
     with torch.device("meta"):
         model = Llama(config)
     assign_weights(model, tensors, path, dtype, device)
@@ -101,6 +97,16 @@ def find_tokenizer(path: Path) -> Path:
         if (folder / name).exists():
             return folder / name
     raise UserError(f"{folder}: no tokenizer.model or tokenizer.bin; give one with --tokenizer")
+
+
+def check_tokenizer(tokenizer: LlamaTokenizer, config: LlamaConfig, where: str | Path) -> None:
+    """Errors: UserError if ids would not fit the embedding, or most of it would never be used
+    (some models pad their vocabulary, by less than 1,024 rows)."""
+    if not 0 <= config.vocab_size - tokenizer.vocab_size < 1024:
+        raise UserError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
+            f"{config.vocab_size}; give the tokenizer the model was trained with"
+        )
 
 
 def open_meta(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
@@ -293,7 +299,7 @@ def save_llama(model: Llama, tokenizer: LlamaTokenizer, folder: str | Path) -> N
     folder = Path(folder)
     state = model.state_dict()
     if any(".lora_" in name for name in state):
-        raise UserError(f"{folder}: the model has LoRA layers; use save_adapter, or fold_lora first")
+        raise UserError(f"{folder}: the model has LoRA layers; save_adapter, or fold_lora first")
     names = hf_names(model.config)
     tensors = {}
     for key, weight in state.items():

@@ -1,6 +1,14 @@
 """minillm: an LLM engine to learn from and to fine-tune with. Models live in llama/ and gpt2/."""
 
+from minillm.adapt.lora import LoRALinear, add_lora, lora_state_dict, mark_only_lora_as_trainable
 from minillm.cache import KVCache
 from minillm.generate import generate
 
-__all__ = ["KVCache", "generate"]
+__all__ = [
+    "KVCache",
+    "LoRALinear",
+    "add_lora",
+    "generate",
+    "lora_state_dict",
+    "mark_only_lora_as_trainable",
+]

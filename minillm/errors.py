@@ -1,7 +1,7 @@
-"""The error contract: what the user can fix is one line on stderr and exit code 2, never a traceback.
+"""The error contract: what the user can fix is one line on stderr and exit code 2, no traceback.
 
-A script runs its main under `with friendly_errors():` (a context manager, so that it adds no frame
-between the script and the softmax). Exit codes: 0 done, 1 our bug, 2 the user's to fix,
+A script runs its main under `with friendly_errors():` (a context manager, so that it adds no
+frame between the script and the softmax). Exit codes: 0 done, 1 our bug, 2 the user's to fix,
 3 numeric failure, 130 interrupted.
 """
 
@@ -44,7 +44,7 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "error: out of memory; lower --batch-size or --max-length, or use a smaller model"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"error: {error.filename}: {error.strerror}; check the path, its rights and the space"
+        return f"error: {error.filename}: {error.strerror}; check path, rights and space"
     return "error: " + " ".join(str(error).split())
 
 

@@ -1,6 +1,7 @@
 """Generation with and without the KV cache: one loop, one pure sampling function.
 
-Sources: top-k: Fan et al. 2018; top-p: Holtzman et al. 2020; repetition penalty: Keskar et al. 2019.
+Sources: top-k: Fan et al. 2018; top-p: Holtzman et al. 2020;
+repetition penalty: Keskar et al. 2019.
 """
 
 import math

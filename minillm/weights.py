@@ -163,16 +163,38 @@ def assign_weights(
     Memory: the model plus its largest tensor. Errors: UserError naming every missing, unexpected
     and misshapen name before anything is loaded, and the file of a tensor that cannot be read.
     """
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    check_names(expected, {name: t.shape for name, t in tensors.items()}, where)
+    expected = dict(model.named_parameters())
+    check_names(_shapes(expected), _shapes(tensors), where)
     for name in expected:
-        lazy = tensors[name]
-        try:
-            value = lazy.load().to(device=device, dtype=dtype)
-        except (SafetensorError, RuntimeError, ValueError) as error:
-            raise _damaged(lazy.source, error) from None
+        value = _load(tensors[name]).to(device=device, dtype=dtype).contiguous()
         owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(value.contiguous()))
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+
+
+def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+    """Random weights, drawn in `dtype` on `device`, for a model built on the meta device."""
+    model.to(dtype).to_empty(device=device)
+    model.init_weights()
+    return model
+
+
+@torch.no_grad()
+def copy_weights(into: dict[str, Tensor], tensors: dict[str, LazyTensor], where: Path) -> None:
+    """Copies tensors into those that are there, after the same checks. Errors: UserError."""
+    check_names(_shapes(into), _shapes(tensors), where)
+    for name, tensor in into.items():
+        tensor.copy_(_load(tensors[name]))
+
+
+def _shapes(tensors: dict) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _load(lazy: LazyTensor) -> Tensor:
+    try:
+        return lazy.load()
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise _damaged(lazy.source, error) from None
 
 
 def check_names(expected: dict[str, tuple], found: dict[str, tuple], where: Path) -> None:

@@ -41,7 +41,7 @@ def expand(parts: tuple, dice: Dice) -> str:
 
 def polish(text: str) -> str:
     """Puts "an" before vowels and a capital at the start of every sentence."""
-    text = _ARTICLE.sub(r"\1n ", text)
+    text = _ARTICLE.sub(r"\1n ", text.replace("..", "."))
     return _START.sub(lambda match: match.group().upper(), text)
 
 

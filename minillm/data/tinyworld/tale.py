@@ -1,7 +1,8 @@
 """What every plot needs: a cast, a place for each scene, and sentences that remember both."""
 
 from minillm.data.tinyworld.dice import Dice
-from minillm.data.tinyworld.phrases import write
+from minillm.data.tinyworld.phrases import expand, parse, write
+from minillm.data.tinyworld.words import LISTS
 from minillm.data.tinyworld.world import COLOURS, PEOPLE, PERSON, PLACES, THINGS, Person
 
 # What is always true of a person; X stands for the person's place in the cast.
@@ -26,7 +27,7 @@ class Tale:
         self.dice = dice
         self.sentences: list[str] = []
         self.facts: dict = {}
-        self._used_facts: set[tuple] = set()
+        self._used: list[str] = []
 
     def say(self, *templates: str) -> None:
         """Writes one of the templates."""
@@ -56,22 +57,42 @@ class Tale:
 
     def things(self, count: int) -> None:
         """Chooses x, y, z: different things, each with a colour."""
-        for key, thing in zip("xyz", self.dice.sample(THINGS, count), strict=False):
-            self.facts[key] = f"{self.dice.pick(COLOURS)} {thing}"
-            self.facts[key + "_"] = thing  # the bare noun, for "the kite"
+        colours = self.dice.sample(COLOURS, count)
+        for key, colour, thing in zip("xyz", colours, self.dice.sample(THINGS, count), strict=False):
+            self.facts |= {key: f"{colour} {thing}", key + "_": thing}  # "red kite" and "kite"
+
+    def let(self, **templates: str) -> None:
+        """Adds facts that are themselves written from templates."""
+        for key, template in templates.items():
+            self.facts[key] = expand(parse(template), self.dice).format(**self.facts)
 
     def weather(self) -> None:
         """Opens the tale with the weather, which then stays."""
         self.facts["sky"] = self.dice.pick(["sunny", "windy", "cloudy"])
         self.say(f"@{self.facts['sky']}.")
 
-    def still(self) -> str:
-        """A word list that says the weather has not changed."""
-        return f"@{self.facts['sky']}_still"
+    def still(self) -> None:
+        """Says, half of the time, that the weather has not changed."""
+        self.maybe(f"@{self.facts['sky']}_still.")
+
+    def extra(self, who: str = "a") -> None:
+        """Writes, most of the time, what a member of the cast sees, hears or smells."""
+        if self.dice.chance(0.2):
+            return
+        self.facts["e"] = self.facts[who]
+        extra = self.dice.pick(LISTS["extra"])
+        if "{d}" in extra:
+            cast = [self.facts[key] for key in "abc"]
+            self.facts["d"] = self.dice.pick([p for p in PEOPLE if p not in cast])
+        self.say(extra + ".")
 
     def fact(self, who: str) -> None:
-        """Writes one lasting fact of a member of the cast."""
-        self.say(self.dice.pick(_FACTS).replace("X", who) + ".")
+        """Writes, most of the time, one lasting fact of a member of the cast."""
+        if self.dice.chance(0.25):
+            return
+        fact = self.dice.pick([f for f in _FACTS if f not in self._used])
+        self._used.append(fact)
+        self.say(fact.replace("X", who) + ".")
 
     @property
     def text(self) -> str:

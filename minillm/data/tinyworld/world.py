@@ -90,6 +90,10 @@ class Person:
         return self.him + "self"
 
     @property
+    def own(self) -> str:
+        return f"{self.his} {self.home.split(' ', 1)[1]}"
+
+    @property
     def serving(self) -> str:
         return f"{FOODS[self.food][2]} of {self.food}"
 

@@ -1,0 +1,122 @@
+"""From (prompt, response) pairs to batches: labels by length, right padding, seeded order."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from minillm.errors import UserError
+from minillm.losses import IGNORED
+
+
+class Batch(NamedTuple):
+    """Tokens and labels, both (B, T) int64; a label is its token, or -100 without supervision."""
+
+    tokens: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded rows and what became of the samples they were made from (counts of samples)."""
+
+    rows: list[Batch]  # each of shape (T,)
+    truncated: int
+    dropped: int
+
+    def summary(self) -> str:
+        """One line: how many samples, tokens and supervised tokens, and what was cut or dropped."""
+        tokens = sum(len(row.tokens) for row in self.rows)
+        supervised = sum(int((row.labels != IGNORED).sum()) for row in self.rows)
+        return (
+            f"{len(self.rows)} samples, {tokens} tokens, {supervised} supervised "
+            f"({supervised / max(1, tokens):.0%}); {self.truncated} truncated, "
+            f"{self.dropped} dropped (prompt fills --max-length)"
+        )
+
+
+def encode_samples(samples: Sequence, tokenizer, max_length: int) -> Encoded:
+    """BOS + prompt + response + EOS, labels on response and EOS only, at most `max_length` tokens.
+
+    Prompt and response are encoded apart, so that no token straddles the border and the prompt of
+    training is, id for id, the prompt of generation. A response that is too long is cut at the
+    end and then has no EOS, because it did not end there; a sample whose prompt leaves no room
+    for a response token is dropped. Both are counted. `samples` have .prompt and .response.
+    """
+    rows, truncated, dropped = [], 0, 0
+    for sample in samples:
+        prompt = tokenizer.encode(sample.prompt, bos=True)
+        response = tokenizer.encode(sample.response, eos=True)
+        room = max_length - len(prompt)
+        if room < 1:
+            dropped += 1
+            continue
+        truncated += len(response) > room
+        tokens = torch.tensor(prompt + response[:room])
+        labels = tokens.clone()
+        labels[: len(prompt)] = IGNORED
+        rows.append(Batch(tokens, labels))
+    return Encoded(rows, truncated, dropped)
+
+
+def windows(stream: Tensor, length: int) -> list[Batch]:
+    """Cuts a stream of tokens (N,) into rows of length + 1 that overlap by one, all supervised,
+    so that every token but the first is predicted once."""
+    starts = range(0, len(stream) - 1, length)
+    return [Batch(row, row) for row in (stream[s : s + length + 1] for s in starts)]
+
+
+def collate(rows: Sequence[Batch], pad_id: int) -> Batch:
+    """Pads rows on the right to one block (B, T); paddings carry no label and nobody sees them."""
+    tokens = pad_sequence([row.tokens for row in rows], batch_first=True, padding_value=pad_id)
+    labels = pad_sequence([row.labels for row in rows], batch_first=True, padding_value=IGNORED)
+    return Batch(tokens, labels)
+
+
+class Batches:
+    """Micro-batches of rows in an order that follows from (seed, epoch) alone.
+
+    `group(i, n)` is the data of optimizer step i: n micro-batches, fewer at the end of an epoch.
+    The step's index is thus the whole data cursor: nothing else need be saved to resume.
+    seed None keeps the rows in their order, for evaluation.
+    """
+
+    def __init__(self, rows: Sequence[Batch], batch_size: int, pad_id: int, seed: int | None = 0):
+        if not rows:
+            raise UserError("no samples left to batch; give more data or a larger --max-length")
+        self.rows = rows
+        self.batch_size = batch_size
+        self.pad_id = pad_id
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Micro-batches in one epoch."""
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def order(self, epoch: int) -> list[int]:
+        """Row numbers in the order of this epoch."""
+        if self.seed is None:
+            return list(range(len(self.rows)))
+        stream = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.rows), generator=stream).tolist()
+
+    def groups_per_epoch(self, size: int) -> int:
+        """Optimizer steps in one epoch, the last of them perhaps from fewer micro-batches."""
+        return math.ceil(len(self) / size)
+
+    def group(self, index: int, size: int) -> list[Batch]:
+        """The micro-batches of optimizer step `index`, counted through all epochs."""
+        epoch, place = divmod(index, self.groups_per_epoch(size))
+        order = self.order(epoch)
+        span = order[place * size * self.batch_size : (place + 1) * size * self.batch_size]
+        cuts = range(0, len(span), self.batch_size)
+        micro = [[self.rows[i] for i in span[cut : cut + self.batch_size]] for cut in cuts]
+        return [collate(rows, self.pad_id) for rows in micro]
+
+    def __iter__(self):
+        """All micro-batches of epoch 0."""
+        return (self.group(index, 1)[0] for index in range(len(self)))

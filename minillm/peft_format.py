@@ -1,0 +1,172 @@
+"""LoRA adapters in PEFT's file layout, both ways, with what makes one safe to load again.
+
+PEFT's files are adapter_config.json and adapter_model.safetensors; ours adds minillm.json: the
+fingerprint of the base it was trained on and the prompt template it was trained with.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minillm.adapt.lora import LoRALinear, add_lora, lora_state_dict
+from minillm.errors import UserError
+from minillm.weights import (
+    copy_weights,
+    open_weights,
+    read_json,
+    rope_to_halves,
+    rope_to_pairs,
+    write_json,
+    write_safetensors,
+)
+
+PREFIX = "base_model.model."
+_FACTORS = ("lora_A", "lora_B")
+# settings of PEFT that change what the numbers mean, with the values that do not
+UNSUPPORTED = {
+    "use_dora": (False, None),
+    "use_rslora": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": ([], None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "init_lora_weights": (True, False, None, "gaussian"),
+    "fan_in_fan_out": (False, None),
+}
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    base_name: str | None = None,
+    template: dict | None = None,
+) -> None:
+    """Writes the model's LoRA as a PEFT adapter, merged or not, and the base's fingerprint.
+
+    Rows of lora_B on wq and wk are permuted as the base's rows are. `base_name` is where PEFT
+    finds the base; `template` the prompt texts. Errors: UserError if there is no LoRA, or layers
+    differ in rank or alpha.
+    """
+    folder = Path(folder)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear) and m.is_lora()}
+    if not layers:
+        raise UserError(f"{folder}: the model has no LoRA layers to save; add_lora first")
+    kinds = {(len(m.lora_A), m.lora_scaling, m.lora_dropout.p) for m in layers.values()}
+    if len(kinds) > 1:
+        raise UserError(f"{folder}: LoRA layers differ in rank, alpha or dropout; make them equal")
+    rank, scaling, dropout = kinds.pop()
+    names = model.hf_names()
+    tensors = {}
+    for key, value in lora_state_dict(model).items():
+        module, _, factor = key.rpartition(".")
+        hf, heads = names[module]
+        if factor == "lora_B" and heads:
+            value = rope_to_halves(value, heads)
+        tensors[f"{PREFIX}{hf}.{factor}.weight"] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    write_json(folder / "adapter_config.json", {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name,
+        "r": rank, "lora_alpha": scaling * rank, "lora_dropout": dropout,
+        "target_modules": sorted(_targets({names[n][0] for n in layers}, names)),
+        "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
+    })  # fmt: skip
+    write_json(folder / "minillm.json", {
+        "base": base_name, "layers": model.config.n_layers,
+        "base_fingerprint": fingerprint(model), "template": template, "merged": False,
+    })  # fmt: skip
+
+
+def _targets(adapted: set[str], names: dict[str, tuple[str, int]]) -> Iterable[str]:
+    """Last words ("q_proj") where these name exactly the adapted layers, else whole names."""
+    words = {name.rpartition(".")[2] for name in adapted}
+    meant = {hf for hf, _ in names.values() if hf.rpartition(".")[2] in words}
+    return words if meant == adapted else adapted
+
+
+def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> dict:
+    """Adds a PEFT adapter's LoRA to a plain model, frozen, with its numbers; returns minillm.json
+    ({} for an adapter made by PEFT, which has no fingerprint and is taken on trust).
+
+    Errors: UserError for damaged files, a setting that is not plain LoRA, a layer the model does
+    not have, another shape, or (unless `force`) a base other than the one it was trained on.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "adapter_config.json")
+    _check_config(config, folder / "adapter_config.json")
+    extra = read_json(folder / "minillm.json") if (folder / "minillm.json").exists() else {}
+    _check_base(model, extra.get("base_fingerprint"), folder, force)
+    file = folder / "adapter_model.safetensors"
+    file = file if file.exists() else file.with_suffix(".bin")
+    ours = {hf: (name, heads) for name, (hf, heads) in model.hf_names().items()}
+    tensors = {}
+    for key, lazy in open_weights([file]).items():
+        module, factor, end = _split(key)
+        if module not in ours or end != "weight" or factor not in _FACTORS:
+            raise UserError(f"{file}: {key} belongs to no layer of this model; a wrong base?")
+        name, heads = ours[module]
+        if heads and factor == "lora_B":
+            lazy = lazy.map(lambda b, heads=heads: rope_to_pairs(b, heads))
+        tensors[f"{name}.{factor}"] = lazy
+    modules = sorted({key.rpartition(".")[0] for key in tensors})
+    if not modules:
+        raise UserError(f"{file}: holds no tensors; save the adapter again")
+    missing = [n for n in modules if n not in dict(model.named_modules())]
+    if missing:
+        raise UserError(f"{file}: the model has no {missing[0]}; load it with the layers it had")
+    add_lora(model, modules, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
+    copy_weights(lora_state_dict(model), tensors, file)
+    model.train(model.training)
+    return extra
+
+
+def _split(key: str) -> tuple[str, str, str]:
+    """base_model.model.X.lora_A.weight -> X, lora_A, weight."""
+    parts = key.removeprefix(PREFIX).rsplit(".", 2)
+    return tuple(parts) if len(parts) == 3 else (key, "", "")
+
+
+def _check_config(config: object, path: Path) -> None:
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise UserError(f"{path}: no LoRA adapter (peft_type is not LORA); give another folder")
+    for field, harmless in UNSUPPORTED.items():
+        if config.get(field) not in harmless:
+            raise UserError(f"{path}: {field} {config[field]!r} is not supported; use plain LoRA")
+    for field in ("r", "lora_alpha"):
+        if not isinstance(config.get(field), int | float):
+            raise UserError(f"{path}: {field} is missing or no number; save the adapter again")
+
+
+def _check_base(model: nn.Module, known: dict | None, folder: Path, force: bool) -> None:
+    if known is None or force:
+        return
+    here = fingerprint(model)
+    if not any(known.get(dtype) == here[dtype] for dtype in here):
+        raise UserError(
+            f"{folder}: trained on another base than this model; load that base, "
+            "or add --force if you know better"
+        )
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """A hash of the base's weights as they would be in bf16 and in fp16.
+
+    Two hashes, because the same file may be held in fp32, bf16 or fp16 when an adapter is trained
+    and when it is loaded: one of the two is equal whenever the base is. LoRA does not count.
+    Every value enters a sum, every 997th also the hash itself, which sees their order.
+    """
+    hashes = {"bfloat16": hashlib.sha256(), "float16": hashlib.sha256()}
+    for name, value in sorted(model.state_dict().items()):
+        if name.rpartition(".")[2] in _FACTORS:
+            continue
+        for dtype, running in hashes.items():
+            bits = value.detach().to(getattr(torch, dtype)).view(torch.int16).flatten()
+            total = int(bits.sum(dtype=torch.int64))
+            sample = bits[::997].cpu().numpy().tobytes()
+            running.update(json.dumps([name, list(value.shape), total]).encode() + sample)
+    return {dtype: running.hexdigest() for dtype, running in hashes.items()}

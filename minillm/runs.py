@@ -1,0 +1,134 @@
+"""A run's folder: settings, metrics.jsonl, the two newest checkpoints and the best one.
+
+A checkpoint is one file, written atomically: all or nothing by construction, so the newest one
+that reads back is the truth.
+"""
+
+import json
+import random
+import shutil
+import zipfile
+from pathlib import Path
+
+import torch
+
+from minillm.errors import UserError
+from minillm.weights import atomic_file, read_json, write_json
+
+
+class Run:
+    """The folder of one run. Errors: UserError if it exists and neither resume nor overwrite."""
+
+    def __init__(
+        self, folder: str | Path, config: dict, resume: bool = False, overwrite: bool = False
+    ):
+        self.folder = Path(folder)
+        known = (self.folder / "config.json").exists()
+        if known and overwrite:
+            shutil.rmtree(self.folder)
+        elif known and not resume:
+            raise UserError(
+                f"{self.folder}: a run is there already; add --resume to continue it, "
+                "--overwrite to replace it, or name another --out-dir"
+            )
+        elif resume and not known:
+            raise UserError(f"{self.folder}: no run to resume; check --out-dir or drop --resume")
+        elif self.folder.exists() and not known and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder}: a folder of something else; name another --out-dir")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._check_same(read_json(self.folder / "config.json"), config)
+        write_json(self.folder / "config.json", config)
+        self.metrics = self.folder / "metrics.jsonl"
+
+    def _check_same(self, before: dict, now: dict) -> None:
+        """What a resumed run may not change: all but its length, place and reports."""
+        free = {"resume", "overwrite", "out-dir", "max-iters", "epochs", "debug", "eval-every"}
+        changed = [k for k in now if k not in free and before.get(k) != now[k]]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"{self.folder}: began with --{name} {before.get(name)}, not {now[name]}; "
+                "resume with the same settings or start another run"
+            )
+
+    def log(self, row: dict) -> None:
+        """Appends one line to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict]:
+        """All complete lines of metrics.jsonl; one cut short by a crash is left out."""
+        rows = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def save(self, state: dict, step: int) -> Path:
+        """Writes step_N.pt (plain types and tensors, RNG included) and keeps the newest two."""
+        path = self.folder / f"step_{step:06d}.pt"
+        with atomic_file(path) as temporary:
+            torch.save(state | {"rng": rng_state()}, temporary)
+        for old in self._checkpoints()[2:]:
+            old.unlink()
+        return path
+
+    def save_best(self, weights: dict) -> None:
+        """Writes best.pt, the trainable weights with the lowest held-out loss so far."""
+        with atomic_file(self.folder / "best.pt") as temporary:
+            torch.save(weights, temporary)
+
+    def load_best(self) -> dict:
+        """What save_best wrote."""
+        return torch.load(self.folder / "best.pt", weights_only=True)
+
+    def load_newest(self) -> dict | None:
+        """The newest checkpoint that reads back, or None; metrics.jsonl is cut back to its step.
+
+        Errors: UserError if there are checkpoints and none is whole.
+        """
+        paths = self._checkpoints()
+        for path in paths:
+            try:
+                with zipfile.ZipFile(path) as archive:  # torch.load does not check the CRCs
+                    if archive.testzip() is not None:
+                        raise ValueError("checksum")
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception:
+                print(f"warning: {path}: damaged; trying the one before it")
+                continue
+            kept = [row for row in self.rows() if row["step"] <= state["step"]]
+            with atomic_file(self.metrics) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            return state
+        if paths:
+            raise UserError(f"{self.folder}: every checkpoint is damaged; use --overwrite")
+        return None
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(self.folder.glob("step_*.pt"), reverse=True)
+
+
+def fresh_folder(root: str | Path, name: str) -> Path:
+    """The first of root/name-001, root/name-002, ... that does not exist."""
+    number = 1
+    while (folder := Path(root) / f"{name}-{number:03d}").exists():
+        number += 1
+    return folder
+
+
+def rng_state() -> dict:
+    """Every random stream that training may draw from, as plain types and tensors."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: dict) -> None:
+    """Puts every random stream back where rng_state found it."""
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

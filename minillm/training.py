@@ -1,0 +1,273 @@
+"""The training loop, raw: autocast, backward, unscale, clip, step.
+
+One loop serves every objective and every method: it sees a model, a function
+`loss_fn(model, batch) -> (loss_sum, count)`, and trains whatever requires a gradient.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minillm.data.batches import Batches
+from minillm.errors import NumericError, UserError
+from minillm.memory import used_mib
+from minillm.precision import Precision
+from minillm.runs import Run, set_rng_state
+
+LossFn = Callable[[nn.Module, tuple], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. Steps are optimizer steps; lr is the peak; `epochs` and `max_iters` both bound
+    the run; `patience` counts evaluations without a new best held-out loss."""
+
+    lr: float = 1e-5
+    schedule: str = "constant"  # or "cosine", "linear": after the warm-up, down to zero
+    warmup: int = 0
+    epochs: int = 1
+    max_iters: int | None = None
+    accumulation_steps: int = 8
+    grad_clip: float = 1.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eval_every: int | None = None  # None: only before and after
+    patience: int | None = None
+
+
+@dataclass
+class Progress:
+    """Where a run stands, all of it plain numbers: what a checkpoint stores beside the tensors."""
+
+    step: int = 0  # optimizer steps taken
+    group: int = 0  # groups of micro-batches consumed: differs by the steps a scaler skipped
+    skipped_in_a_row: int = 0
+    before: float | None = None  # held-out loss, in nats per supervised token
+    best: float = math.inf
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    seconds: float = 0.0  # spent training, evaluation left out
+    tokens: int = 0
+
+
+def train(
+    model: nn.Module,
+    loss_fn: LossFn,
+    batches: Batches,
+    held_out: Iterable | None,
+    settings: TrainSettings,
+    precision: Precision,
+    run: Run | None = None,
+) -> tuple[Progress, torch.optim.Optimizer]:
+    """Trains what requires a gradient; resumes exactly if `run` holds a checkpoint.
+
+    The gradient of a step is the gradient of (sum of all its token losses) / (their count), over
+    all micro-batches, also of the last, partial group. With `run`, logs every step, evaluates
+    every `eval_every` steps and at the end, and keeps the newest and the best checkpoint.
+    Errors: UserError if nothing is trainable; NumericError (exit 3) for a NaN or infinite loss.
+    """
+    optimizer = make_optimizer(model, settings)
+    scaler = precision.scaler()
+    progress = restore(run, model, optimizer, scaler)
+    last_group, last_step = planned_end(batches, settings)
+    if progress.before is None and held_out is not None:
+        progress.before = evaluate(model, loss_fn, held_out, precision)
+    model.train()
+    bar = tqdm(total=last_step, initial=progress.step, desc="train", unit="step", leave=False)
+    while progress.group < last_group and progress.step < last_step:
+        began = time.perf_counter()
+        lr = lr_at(progress.step, last_step, settings)
+        losses, count, n_tokens = [], 0, 0
+        for batch in batches.group(progress.group, settings.accumulation_steps):
+            batch = type(batch)(*(t.to(precision.device, non_blocking=True) for t in batch))
+            with precision.autocast():
+                loss_sum, loss_count = loss_fn(model, batch)
+            scaler.scale(loss_sum).backward()
+            losses.append(loss_sum.detach())
+            count += int(loss_count)
+            n_tokens += batch[0].numel()
+        loss = float(torch.stack(losses).sum()) / max(1, count)
+        check_step(model, loss, progress)
+        scaler.unscale_(optimizer)
+        norm = average_and_clip(optimizer, count, settings.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        stepped = take_step(scaler, optimizer, progress)
+        progress.group += 1
+        progress.tokens += n_tokens
+        progress.seconds += (seconds := time.perf_counter() - began)
+        if not stepped:
+            continue  # fp16 overflow: the scale is halved, the schedule waits
+        row = {
+            "step": progress.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": n_tokens,
+            "supervised_tokens": count, "tokens_per_s": n_tokens / seconds,
+            "memory_mib": used_mib(precision.device),
+        }  # fmt: skip
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}")
+        ended = progress.group == last_group or progress.step == last_step
+        if ended or (settings.eval_every and progress.step % settings.eval_every == 0):
+            if held_out is not None:
+                row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
+            ended |= record(run, row, progress, settings, model, optimizer, scaler)
+        elif run is not None:
+            run.log(row)
+        if ended:
+            break
+    bar.close()
+    return progress, optimizer
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over the trainable tensors; weight decay on matrices only. Errors: UserError if none
+    is trainable."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise UserError("nothing to train: every tensor is frozen; choose another method or rank")
+    matrices = [p for p in trainable if p.dim() > 1]
+    vectors = [p for p in trainable if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+
+
+def planned_end(batches: Batches, settings: TrainSettings) -> tuple[int, int]:
+    """The group of micro-batches and the optimizer step at which the run is complete."""
+    groups = settings.epochs * batches.groups_per_epoch(settings.accumulation_steps)
+    return groups, min(groups, settings.max_iters or groups)
+
+
+def lr_at(step: int, last_step: int, settings: TrainSettings) -> float:
+    """Learning rate of step `step` (from 0): linear warm-up, then the schedule.
+
+    Errors: UserError for an unknown schedule.
+    """
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, last_step - settings.warmup)
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "linear":
+        return settings.lr * (1 - done)
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+    raise UserError(f"schedule {settings.schedule!r} is unknown; use constant, cosine or linear")
+
+
+def check_step(model: nn.Module, loss: float, progress: Progress) -> None:
+    """Errors: NumericError for a loss that is no number; RuntimeError if LoRA is merged or, at the
+    first step, if a trainable tensor got no gradient: both would train nothing, silently."""
+    if not math.isfinite(loss):
+        raise NumericError(
+            f"the loss of step {progress.step + 1} is {loss}; lower --lr, or use --precision fp32"
+        )
+    if any(getattr(module, "has_weights_merged", False) for module in model.modules()):
+        raise RuntimeError("a training step with merged LoRA layers; call model.train() first")
+    if progress.group == 0:
+        missed = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        if missed:
+            raise RuntimeError(f"no gradient reached {', '.join(missed[:5])}")
+
+
+def average_and_clip(optimizer: torch.optim.Optimizer, count: int, max_norm: float) -> float:
+    """Turns gradients of a summed loss into those of its mean over `count` terms, then clips their
+    common norm. Returns the norm before clipping."""
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    torch._foreach_div_([p.grad for p in params], float(max(1, count)))
+    return float(nn.utils.clip_grad_norm_(params, max_norm or math.inf))
+
+
+def take_step(scaler, optimizer: torch.optim.Optimizer, progress: Progress) -> bool:
+    """Optimizer step, scaler update, gradients freed. False if the scaler skipped it for an
+    infinite gradient. Errors: NumericError after 20 skips in a row."""
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    stepped = scaler.get_scale() >= scale
+    progress.step += stepped
+    progress.skipped_in_a_row = 0 if stepped else progress.skipped_in_a_row + 1
+    if progress.skipped_in_a_row == 20:
+        raise NumericError(
+            f"20 steps in a row overflowed fp16 after step {progress.step}; lower --lr or use fp32"
+        )
+    return stepped
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loss_fn: LossFn, batches: Iterable, precision: Precision
+) -> float:
+    """Mean loss over all supervised tokens (nats per token), dropout off; the mode is put back."""
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for batch in tqdm(batches, desc="held-out", unit="batch", leave=False):
+        batch = type(batch)(*(t.to(precision.device) for t in batch))
+        with precision.autocast():
+            loss_sum, loss_count = loss_fn(model, batch)
+        total += float(loss_sum)
+        count += int(loss_count)
+    model.train(was_training)
+    return total / max(1, count)
+
+
+def record(run, row, progress, settings, model, optimizer, scaler) -> bool:
+    """Logs an evaluated step, saves the newest and perhaps the best. True = stop early."""
+    held_out = row.get("held_out_loss")
+    if held_out is not None:
+        tqdm.write(f"step {row['step']:5d}  loss {row['loss']:.4f}  held-out {held_out:.4f}")
+        is_best = held_out < progress.best
+        progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
+        if is_best:
+            progress.best, progress.best_step = held_out, row["step"]
+            if run is not None:
+                run.save_best(trainable_state(model))
+    if run is not None:
+        run.log(row)
+        run.save(
+            vars(progress) | {
+                "model": trainable_state(model),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+            },
+            progress.step,
+        )  # fmt: skip
+    return settings.patience is not None and progress.evaluations_since_best >= settings.patience
+
+
+def restore(run: Run | None, model: nn.Module, optimizer, scaler) -> Progress:
+    """The state of the run's newest checkpoint put back, or a fresh start."""
+    state = run.load_newest() if run is not None else None
+    if state is None:
+        return Progress()
+    load_trainable(model, state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    progress = Progress(**{name: state[name] for name in vars(Progress())})
+    set_rng_state(state["rng"])
+    return progress
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of what is trained, on the CPU, by name."""
+    named = model.named_parameters()
+    return {name: p.detach().cpu().clone() for name, p in named if p.requires_grad}
+
+
+@torch.no_grad()
+def load_trainable(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Puts trainable_state back. Errors: UserError if the names differ."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if trainable.keys() != weights.keys():
+        raise UserError("the checkpoint trains other tensors; resume with the settings it began")
+    for name, p in trainable.items():
+        p.copy_(weights[name])

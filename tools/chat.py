@@ -1,0 +1,66 @@
+"""Talks to a model: each line is an instruction, the answer streams in, whole characters only.
+
+    python tools/chat.py --adapter runs/finetune-llama-001/adapter
+    python tools/chat.py                    the bare tiny model continues what you begin
+
+Ctrl-C stops an answer, Ctrl-D (or /quit) ends. Each line stands alone: the model is given no
+earlier turns, because instruction tuning on single turns never showed it any.
+"""
+
+from minillm.cli import Parser
+from minillm.errors import UserError, friendly_errors
+from minillm.generate import check_sampling, generate_steps
+from tools.models import TextStream, add_model_flags, add_sampling_flags, encode_prompt, load_model
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add_model_flags(parser)
+    add_sampling_flags(parser)
+    return parser.parse_args(argv)
+
+
+def answer(model, tokenizer, tokens: list[int], sampling: dict) -> None:
+    """Streams one answer to the terminal until EOS, the limit or Ctrl-C."""
+    stream = TextStream(tokenizer, tokens)
+    try:
+        for (token,) in generate_steps(model, [tokens], eos_id=tokenizer.eos_id, **sampling):
+            print(stream.push(token), end="", flush=True)
+    except KeyboardInterrupt:
+        print(" [stopped]", end="")
+    print(stream.finish(), end="\n\n", flush=True)
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    sampling = {
+        "max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
+        "top_k": args.top_k, "top_p": args.top_p, "repetition_penalty": args.repetition_penalty,
+    }  # fmt: skip
+    check_sampling(**sampling)
+    model, tokenizer, template = load_model(
+        args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
+        args.device, args.precision, args.force,
+    )  # fmt: skip
+    model.attention = args.attention
+    print(f"{args.adapter or args.checkpoint or 'tiny-llama'}; Ctrl-D or /quit ends")
+    for turn in range(10**9):
+        try:
+            line = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if line.strip() in ("/quit", "/exit"):
+            return
+        if not line.strip():
+            continue
+        tokens = encode_prompt(tokenizer, template, line)
+        try:
+            answer(model, tokenizer, tokens, sampling | {"seed": args.seed + turn})
+        except UserError as error:  # a line too long for the context is no reason to end
+            print(f"error: {error}")
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main()

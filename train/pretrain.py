@@ -1,0 +1,158 @@
+"""Trains a tiny LLaMA from nothing on tinyworld's stories: tokenizer, weights, Hugging Face folder.
+
+    python train/pretrain.py                      the command that made checkpoints/tiny-llama
+    python train/pretrain.py --out-dir runs/pretrain-001 --resume       after an interruption
+
+Part of every batch passes only the first few blocks (see prefix_loss), so that the model's first
+N layers are a language model by themselves and `--layers N` shows something worth looking at.
+"""
+
+import io
+import itertools
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import sentencepiece
+import torch
+
+from llama import Llama, LlamaConfig, LlamaTokenizer, save_llama
+from minillm import generate
+from minillm.cli import Parser, positive, settings_of
+from minillm.data.batches import Batches, encode_samples, windows
+from minillm.data.tasks import Sample
+from minillm.data.tinyworld import stories
+from minillm.errors import friendly_errors
+from minillm.losses import token_loss
+from minillm.plots import plot_run
+from minillm.precision import choose_device, choose_precision
+from minillm.runs import Run, fresh_folder
+from minillm.training import TrainSettings, evaluate, train
+from minillm.weights import write_json
+
+HELD_OUT_SEED = 1  # the training stories come from seed 0
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--model", choices=["llama"], default="llama", help="family of the model to train")
+    add("--preset", default="tiny-llama", help="sizes of the model (default: tiny-llama)")
+    add("--stories", type=positive, default=24000, help="stories to train on")
+    add("--held-out", type=positive, default=400, help="stories to measure the loss on")
+    add("--vocab-size", type=positive, default=2048, help="pieces of the tokenizer")
+    add("--length", type=positive, default=512, help="tokens in a row of a batch")
+    add("--batch-size", type=positive, default=8, help="rows in a micro-batch")
+    add("--accumulation-steps", type=positive, default=1, help="micro-batches in a step")
+    add("--epochs", type=positive, default=5, help="passes over the stories")
+    add("--max-iters", type=positive, help="stop after this many optimizer steps")
+    add("--lr", type=float, default=3e-3, help="peak learning rate")
+    add("--weight-decay", type=float, default=0.1, help="AdamW's, on matrices")
+    add("--eval-every", type=positive, default=250, help="steps between held-out losses")
+    add("--precision", default="auto", help="auto, fp32, bf16 or fp16")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--seed", type=int, default=0, help="of weights and order")
+    add("--out-dir", help="run folder (default: a fresh runs/pretrain-NNN)")
+    add("--resume", action="store_true", help="continue the run in --out-dir")
+    add("--overwrite", action="store_true", help="replace the run in --out-dir")
+    add("--save", help="write the finished model here (default: model/ in the run folder)")
+    return parser.parse_args(argv)
+
+
+def train_tokenizer(texts: list[str], vocab_size: int, path: Path) -> LlamaTokenizer:
+    """A BPE SentencePiece model with byte fallback (any text can be encoded), as Llama's is."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size,
+        model_type="bpe", byte_fallback=True, character_coverage=1.0, split_digits=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
+        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=2, minloglevel=2,
+    )  # fmt: skip
+    path.write_bytes(model.getvalue())
+    return LlamaTokenizer(path)
+
+
+def first_layers(model: Llama, n: int) -> Llama:
+    """A model of the first n blocks that shares every tensor with `model`."""
+    with torch.device("meta"):
+        short = Llama(replace(model.config, n_layers=n))
+    short.tok_embeddings, short.layers, short.norm = (
+        model.tok_embeddings, model.layers[:n], model.norm,
+    )  # fmt: skip
+    if not model.config.tied_head:
+        short.output = model.output
+    return short
+
+
+def prefix_loss(model: Llama, batch):
+    """token_loss, but in training the last quarter of the rows passes only the first blocks, 1 to
+    n - 1 of them drawn anew each time with a bent for few. Evaluation uses the whole model."""
+    n_layers, n_short = model.config.n_layers, len(batch.tokens) // 4
+    if not model.training or n_short == 0 or n_layers == 1:
+        return token_loss(model, batch)
+    depth = 1 + int((n_layers - 1) * float(torch.rand(())) ** 2)
+    loss, count = token_loss(model, (batch.tokens[:-n_short], batch.labels[:-n_short]))
+    rest = (batch.tokens[-n_short:], batch.labels[-n_short:])
+    short_loss, short_count = token_loss(first_layers(model, depth), rest)
+    return loss + short_loss, count + short_count
+
+
+def main(argv=None) -> float:
+    args = parse_args(argv)
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "pretrain")
+    run = Run(folder, settings_of(args), args.resume, args.overwrite)
+
+    held_out = list(itertools.islice(stories(HELD_OUT_SEED), args.held_out))
+    unseen = {story.text for story in held_out}
+    fresh = (story.text for story in stories(0) if story.text not in unseen)
+    texts = list(itertools.islice(fresh, args.stories))
+    tokenizer = train_tokenizer(texts, args.vocab_size, folder / "tokenizer.model")
+    ids = [i for text in texts for i in tokenizer.encode(text, bos=True, eos=True)]
+    rows = windows(torch.tensor(ids), args.length)
+    batches = Batches(rows, args.batch_size, tokenizer.pad_id, args.seed)
+
+    config = replace(LlamaConfig.preset(args.preset), vocab_size=args.vocab_size)
+    tests = encode_samples([Sample("", s.text) for s in held_out], tokenizer, config.max_seq_len)
+    test_batches = Batches(tests.rows, 16, tokenizer.pad_id, seed=None)
+    entropy = sum(s.nats for s in held_out) / sum(len(row.tokens) - 1 for row in tests.rows)
+    torch.manual_seed(args.seed)
+    model = Llama(config).to(device)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    print(f"{n_parameters:,} parameters; {len(texts)} stories, {len(ids):,} tokens a pass; "
+          f"the generator's own entropy is at most {entropy:.4f} nats per token")  # fmt: skip
+    steps = args.epochs * batches.groups_per_epoch(args.accumulation_steps)
+    settings = TrainSettings(
+        lr=args.lr, schedule="cosine", warmup=min(100, steps // 10), epochs=args.epochs,
+        max_iters=args.max_iters, accumulation_steps=args.accumulation_steps,
+        weight_decay=args.weight_decay, betas=(0.9, 0.98), eval_every=args.eval_every,
+    )  # fmt: skip
+    progress, _ = train(model, prefix_loss, batches, test_batches, settings, precision, run)
+    plot_run(run.rows(), folder / "loss.png", floor=entropy)
+
+    save_to = Path(args.save) if args.save else folder / "model"
+    model.eval().to(torch.bfloat16)
+    save_llama(model, tokenizer, save_to)
+    after = evaluate(model.float(), token_loss, test_batches, choose_precision("fp32", device))
+    by_depth = {
+        n: evaluate(first_layers(model, n), token_loss, test_batches, precision)
+        for n in range(1, config.n_layers)
+    }
+    write_json(save_to / "pretraining.json", {
+        "held_out_loss": after, "generator_entropy": entropy, "held_out_loss_by_layers": by_depth,
+        "unit": "nats per token, whole stories of an unseen seed", "seconds": progress.seconds,
+        "tokens_seen": progress.tokens, "parameters": n_parameters, "settings": settings_of(args),
+        "config": asdict(config),
+    })  # fmt: skip
+    start = tokenizer.encode("One", bos=True)
+    new = generate(model, [start], 200, eos_id=tokenizer.eos_id, temperature=0.7, seed=0)[0]
+    print(f"\n{tokenizer.decode(start + new)}\n")
+    print(f"saved {save_to}; {progress.seconds / 60:.1f} minutes of training")
+    print(f"held-out loss {progress.before:.4f} -> {after:.4f}, entropy at most {entropy:.4f}")
+    return after
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        sys.exit(0 if main() < float("inf") else 3)
