@@ -21,6 +21,7 @@ from minillm.weights import (
     assign_weights,
     check_names,
     check_readable,
+    empty_model,
     hf_weight_files,
     open_weights,
     read_json,
@@ -84,8 +85,7 @@ def load_llama(
         config = replace(config, n_layers=n_layers)
     text = LlamaTokenizer(tokenizer or find_tokenizer(path))
     check_tokenizer(text, config, tokenizer or path)
-    with torch.device("meta"):
-        model = Llama(config)
+    model = empty_model(lambda: Llama(config))
     assign_weights(model, tensors, path, dtype, device)
     return model, text
 
@@ -185,13 +185,12 @@ def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
 def _hf_config(path: Path) -> LlamaConfig:
     """LlamaConfig of a config.json. Errors: UserError for what the model does not implement."""
     p = _Fields(path)
-    rope = p.get("rope_parameters") or {}
-    scaling = p.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
+    rope, scaling = p.table("rope_parameters"), p.table("rope_scaling")
+    kinds = {rope.get("rope_type"), scaling.get("rope_type"), scaling.get("type")}
     heads = p.whole("num_attention_heads")
     refused = {
         "model_type": p.get("model_type", "llama") != "llama",
-        "rope_scaling": kind != "default",
+        "rope_scaling": bool(kinds - {None, "default"}) or "factor" in scaling,
         "attention_bias": p.get("attention_bias", False),
         "mlp_bias": p.get("mlp_bias", False),
         "hidden_act": p.get("hidden_act", "silu") != "silu",
@@ -204,7 +203,7 @@ def _hf_config(path: Path) -> LlamaConfig:
     return p.config(
         p.whole("hidden_size"), p.whole("num_hidden_layers"), heads,
         p.whole("num_key_value_heads", heads), p.whole("vocab_size"),
-        p.whole("intermediate_size"), p.number("rms_norm_eps", 1e-6), float(theta),
+        p.whole("intermediate_size"), p.number("rms_norm_eps", 1e-6), theta,
         p.whole("max_position_embeddings", 2048), bool(p.get("tie_word_embeddings", False)),
     )  # fmt: skip
 
@@ -221,6 +220,10 @@ class _Fields:
     def get(self, name: str, default=None):
         value = self.content.get(name)
         return default if value is None else value
+
+    def table(self, name: str) -> dict:
+        value = self.get(name, {})
+        return value if isinstance(value, dict) else {"rope_type": repr(value)}
 
     def whole(self, name: str, default: int | None = None) -> int:
         value = self.get(name, default)

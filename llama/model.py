@@ -42,6 +42,10 @@ class LlamaConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 < value < 2**31:
                 raise UserError(f"LlamaConfig.{name} is {value}; it must be a positive integer")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise UserError(f"LlamaConfig.{name} is {value}; it must be a positive number")
         if self.dim % self.n_heads or self.head_dim % 2:
             raise UserError(
                 f"LlamaConfig.dim {self.dim} over n_heads {self.n_heads} is no even head width; "
@@ -191,11 +195,11 @@ class Llama(nn.Module):
         """Normal(0, 0.02), the residual projections smaller by sqrt(2 n_layers) (GPT-2's rule)."""
         for name, weight in self.named_parameters():
             if weight.dim() == 1:
-                weight.fill_(1.0)
+                nn.init.ones_(weight)
                 continue
             is_residual = name.endswith(("wo.weight", "w2.weight"))
             shrink = (2 * self.config.n_layers) ** 0.5 if is_residual else 1.0
-            weight.normal_(0.0, 0.02 / shrink)
+            nn.init.normal_(weight, 0.0, 0.02 / shrink)
 
     def forward(
         self,

@@ -17,13 +17,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minillm.errors import UserError
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is still in its file: its shape, the file to blame, and how to load it."""
+    """A tensor that is still in its file: its shape, the file to blame, and how to load it.
+
+    What `load` returns may be mapped from the file: copy it before the file can change.
+    """
 
     shape: tuple[int, ...]
     source: Path
@@ -94,9 +98,8 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
         raise _damaged(path, error) from None
-    # clone: the model must not lean on the file, which may be replaced while it lives
     return {
-        name: LazyTensor(shape, path, lambda name=name: file.get_tensor(name).clone())
+        name: LazyTensor(shape, path, lambda name=name: file.get_tensor(name))
         for name, shape in shapes.items()
     }
 
@@ -113,7 +116,8 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     if not is_weights:
         raise UserError(f"{path}: no dictionary of tensors; give a file of weights")
     return {
-        name: LazyTensor(tuple(value.shape), path, value.clone) for name, value in state.items()
+        name: LazyTensor(tuple(value.shape), path, lambda value=value: value)
+        for name, value in state.items()
     }
 
 
@@ -165,10 +169,30 @@ def assign_weights(
     """
     expected = dict(model.named_parameters())
     check_names(_shapes(expected), _shapes(tensors), where)
-    for name in expected:
-        value = _load(tensors[name]).to(device=device, dtype=dtype).contiguous()
+    for name, shape in ((name, p.shape) for name, p in expected.items()):
+        # the result before the temporary: freed behind it, the temporary leaves no hole
+        value = torch.empty(shape, dtype=dtype, device=device)
+        value.copy_(_load(tensors[name]))
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+
+
+class _SkipInit(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+def empty_model(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, on the meta device: names and shapes, no memory, no random numbers.
+
+    Initialisation is skipped, not only pointless: on meta it makes PyTorch import its compiler
+    (800 modules, 70 MiB, a second).
+    """
+    with torch.device("meta"), _SkipInit():
+        return build()
 
 
 def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
@@ -193,6 +217,8 @@ def _shapes(tensors: dict) -> dict[str, tuple[int, ...]]:
 def _load(lazy: LazyTensor) -> Tensor:
     try:
         return lazy.load()
+    except UserError:
+        raise
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise _damaged(lazy.source, error) from None
 

@@ -24,7 +24,7 @@ from minillm.plots import plot_run
 from minillm.precision import choose_device, choose_precision
 from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, load_trainable, train
-from minillm.weights import materialize
+from minillm.weights import empty_model, materialize
 
 TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
 
@@ -47,8 +47,8 @@ def load_model(checkpoint, preset, layers, tokenizer, dtype, device):
         raise UserError("--init: random weights come without a tokenizer; add --tokenizer FILE")
     text = LlamaTokenizer(tokenizer)
     check_tokenizer(text, config, tokenizer)
-    with torch.device("meta"):
-        model = Llama(replace(config, n_layers=layers or config.n_layers))
+    config = replace(config, n_layers=layers or config.n_layers)
+    model = empty_model(lambda: Llama(config))
     return materialize(model, dtype, device), text, f"{preset} (random weights)"
 
 

@@ -28,7 +28,7 @@ from minillm.plots import plot_run
 from minillm.precision import choose_device, choose_precision
 from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, evaluate, train
-from minillm.weights import write_json
+from minillm.weights import empty_model, write_json
 
 HELD_OUT_SEED = 1  # the training stories come from seed 0
 
@@ -38,7 +38,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--model", choices=["llama"], default="llama", help="family of the model to train")
     add("--preset", default="tiny-llama", help="sizes of the model (default: tiny-llama)")
-    add("--stories", type=positive, default=24000, help="stories to train on")
+    add("--stories", type=positive, default=18000, help="stories to train on")
     add("--held-out", type=positive, default=400, help="stories to measure the loss on")
     add("--vocab-size", type=positive, default=2048, help="pieces of the tokenizer")
     add("--length", type=positive, default=512, help="tokens in a row of a batch")
@@ -74,8 +74,7 @@ def train_tokenizer(texts: list[str], vocab_size: int, path: Path) -> LlamaToken
 
 def first_layers(model: Llama, n: int) -> Llama:
     """A model of the first n blocks that shares every tensor with `model`."""
-    with torch.device("meta"):
-        short = Llama(replace(model.config, n_layers=n))
+    short = empty_model(lambda: Llama(replace(model.config, n_layers=n)))
     short.tok_embeddings, short.layers, short.norm = (
         model.tok_embeddings, model.layers[:n], model.norm,
     )  # fmt: skip

@@ -45,6 +45,11 @@ def polish(text: str) -> str:
     return _START.sub(lambda match: match.group().upper(), text)
 
 
+def fill(template: str, dice: Dice, **facts) -> str:
+    """A fragment of text from a template; `facts` are what the braces may name."""
+    return expand(parse(template), dice).format(**facts)
+
+
 def write(template: str, dice: Dice, **facts) -> str:
-    """One polished text from a template; `facts` are what the braces may name."""
-    return polish(expand(parse(template), dice).format(**facts))
+    """One polished text from a template."""
+    return polish(fill(template, dice, **facts))

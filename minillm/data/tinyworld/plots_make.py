@@ -1,13 +1,24 @@
 """Plots of work: building, baking, mending, gardening and helping a neighbour."""
 
 from minillm.data.tinyworld.tale import Tale
-from minillm.data.tinyworld.world import COLOURS, FOODS
+from minillm.data.tinyworld.world import FOODS
 
 _WORKS = [
-    ("raft", "floated down the river"), ("swing", "swung up to the leaves"), ("bird house", "watched two robins move in"), ("tree house", "looked out over all the roofs"),
-    ("little cart", "rolled down the lane"), ("bench", "sat and talked until dark"), ("seesaw", "went up and down"), ("rabbit hutch", "gave three rabbits a home"),
-    ("sledge", "slid down the grassy bank"), ("puppet theatre", "gave a show"), ("windmill", "watched it turn"), ("bookshelf", "filled it with books"),
-    ("den", "lay hidden until supper"), ("wooden boat", "sailed across the pond"), ("market stall", "sold lemonade"),
+    ("raft", "floated down the river"),
+    ("swing", "swung up to the leaves"),
+    ("bird house", "watched two robins move in"),
+    ("tree house", "looked out over all the roofs"),
+    ("little cart", "rolled down the lane"),
+    ("bench", "sat and talked until dark"),
+    ("seesaw", "went up and down"),
+    ("rabbit hutch", "gave three rabbits a home"),
+    ("sledge", "slid down the grassy bank"),
+    ("puppet theatre", "gave a show"),
+    ("windmill", "watched it turn"),
+    ("bookshelf", "filled it with books"),
+    ("den", "lay hidden until supper"),
+    ("wooden boat", "sailed across the pond"),
+    ("market stall", "sold lemonade"),
 ]
 _STUFF = "boards,crates,branches,planks,sticks,tin cans,ropes,nails,wheels,sacks,ribbons,screws,bricks,shells,rags,posts,hooks,corks".split(",")
 
@@ -22,25 +33,38 @@ def build(t: Tale) -> None:
     t.let(num="[six|seven|eight|nine|ten|eleven|twelve|twenty|thirty]")
     t.weather()
     t.fact("a")
-    t.say('"[Let us|Shall we|Come, let us] build a {work}," {a} said to {b}. "@yes," {b} @said.'.replace("Shall we|", ""),
+    t.say('"[Let us|Come, let us] build a {work}," {a} said to {b}. "@yes," {b} @said.',
           "{a} and {b} [wanted|had long wished] to build a @size {work}[ of their own|].",
           "{a} had drawn a plan for a @size {work} and [showed it to|asked for the help of] {b}.")
-    t.say("{p.at}, {a} [found|was given|collected] {num} [old|long|strong|good] {m}. {b} [found|got|picked up] some {n} {q.at}.",
-          "They needed {m} and {n}. {a} [got|fetched] {num} {m} from {p}, and {b} [got|brought] the {n} from {q}.")
+    t.say("{p.at}, {a} [found|was given|collected] {num} @size {m}. {b} [found|got|picked up] "
+            "some {n} {q.at}.",
+          "They needed {m} and {n}. {a} [got|fetched] {num} {m} from {p}, and {b} [got|brought] "
+            "the {n} from {q}.")
     t.extra()
-    t.say("They [carried|dragged|took] it all to {a.home} and [set to work|began|started at once]. {a} [held|measured|sorted] the {m}, {b} the {n}.")
-    t.say('[But|At first] [it would not stand|it fell over|one side was too short]. {c} [came by|looked over the fence|stopped to look]. "[You need|What you need is] [more {m}|more {n}|a stronger corner]," {c.he} @spoke.',
-          '[Halfway|At noon], the [{m}|{n}] [ran out|were all used up]. {c} [came by|saw it] and [gave|brought] them [some more|a few more]. "[I had these at home|Take these]," {c.he} @spoke.')
-    t.maybe('{c} [helped|stayed] [for an hour|until noon|until it held] and shared @snack and @snack. "@thanks," {b} @spoke.',
-          "{a} and {b} [tried again|did not give up]. [They turned it round|They began again from the ground|They tied a second knot], and this time it [held|stood firm].")
-    t.say("{who} [wanted|asked for|said] {paint}, so they painted it {paint}.".replace("{paint}", "{who.colour}"),
-          "[Last of all|Then] they painted it {who.colour}, because that was {who}'s favourite colour.")
+    t.say("They [carried|dragged|took] it all to {a.home} and [set to work|began|started at "
+            "once]. {a} [held|measured|sorted] the {m}, {b} the {n}.")
+    t.say("[But|At first] [it would not stand|it fell over|one side was too short]. {c} [came "
+            'by|looked over the fence|stopped to look]. "[You need|What you need is] [more '
+            '{m}|more {n}|a stronger corner]," {c.he} @spoke.',
+          "[Halfway|At noon], the [{m}|{n}] [ran out|were all used up]. {c} [came by|saw it] and "
+            '[gave|brought] them [some more|a few more]. "[I had these at home|Take these]," '
+            "{c.he} @spoke.")
+    t.maybe("{c} [helped|stayed] [for an hour|until noon|until it held] and shared @snack and "
+              '@snack. "@thanks," {b} @spoke.',
+            "{a} and {b} [tried again|did not give up]. [They turned it round|They began again "
+              "from the ground|They tied a second knot], and this time it [held|stood firm].")
+    t.say("{who} [wanted|asked for|said] {who.colour}, so they painted it {who.colour}.",
+          "[Last of all|Then] they painted it {who.colour}, because that was {who}'s favourite "
+            "colour.")
     t.still()
-    t.say("[The next day|On Sunday|The day after], they {use}[, and {c} came too|, and ate {b.food} and @snack|].",
+    t.say("[The next day|On Sunday|The day after], they {use}[, and {c} came too|, and ate "
+            "{b.food} and @snack|].",
           "[@soon|Then], they {use}[, and {c} came too|] and [shared|had] @snack and @snack.")
-    t.say('"[This is the best {work} in Pebbleford|We did it together]," {a} said[ @how|]. [Everyone|Anyone] who [passed|saw it] [liked|admired] the {who.colour} {work}.',
+    t.say('"[This is the best {work} in Pebbleford|We did it together]," {a} said[ @how|]. '
+            "[Everyone|Anyone] who [passed|saw it] [liked|admired] the {who.colour} {work}.",
           "{a} [wrote|carved] three names [on|into] the {work}: {a}, {b} and {c}.",
-          "[It was made of|They had needed] only {num} {m}, some {n} and good friends, [but|and yet] it was [perfect|just right].")
+          "[It was made of|They had needed] only {num} {m}, some {n} and good friends, [but|and "
+            "yet] it was [perfect|just right].")
 
 
 def bake(t: Tale) -> None:
@@ -49,36 +73,68 @@ def bake(t: Tale) -> None:
     t.things(1)
     t.places(1)
     t.facts["one"], t.facts["two"] = t.dice.shuffle(FOODS[b.food][:2])
-    t.let(age="[birthday|name day|big day]", was="were" if t.facts["two"].endswith("s") else "was")
+    t.let(age="[birthday|name day|big day]", was='were' if t.facts['two'].endswith('s') else 'was')
     t.weather()
-    t.say("It was {b}'s {age}[, and {a} wanted to make something nice|, and {a} had been up since six|].",
+    t.say("It was {b}'s {age}[, and {a} wanted to make something nice|, and {a} had been up "
+            "since six|].",
           "{a} had no present yet for {b}'s {age}[, and it was that very day|].")
     t.fact("a")
-    t.say('"[What does {b} like best|What would make {b} glad]?" {a} [wondered|asked {c}]. [The answer was easy|That was easy]: {b.food}!'.replace("|asked {c}", "|thought"),
+    t.say('"What does {b} like best?" {a} [wondered|thought]. [The answer was easy|That was '
+            "easy]: {b.food}!",
           "{b} liked {b.food} better than anything, so {a} [decided|planned] to make {b.food}.")
-    t.say("[In the kitchen|On the shelf], {a} had plenty of {one}, [but no {two} at all|but the {two} {was} gone].",
-          "{a} [got out|found] the {one}, a @size bowl and a @colour spoon. But there [{was}|seemed to be] no {two} [anywhere|left].")
-    t.say("{a} @went to {p} [to ask for|to look for] {two}.")
+    t.say("[In the kitchen|On the shelf], {a} had plenty of {one}, [but no {two} at all|but the "
+            "{two} {was} gone].",
+          "{a} [got out|found] the {one}, a @size bowl and a @colour spoon. But there "
+            "[{was}|seemed to be] no {two} [anywhere|left].")
     t.extra()
-    t.say('{p.at}, {a.he} met {c}, who had a @size {x} and @pack. "[Do you have any|Could you spare some] {two}?" {a} @asked.')
-    t.say('"[I do|Just a minute]," {c} @said, and [gave|brought] {a.him} the {two} in the {x}. "[But keep a piece for me|But I would like a bit too]."'.replace(" in the {x}", ""),
-          '"[For {b}? Of course|For {b}? Gladly]," {c} @said, and gave {a.him} [enough {two} for @number days|more {two} than {a.he} needed].'.replace("enough {two} for @number days", "enough {two} for @number people"))
-    t.say("[Back home|At home], {a} [mixed|stirred] the {one} and the {two}[, tasted it @number times|, sang a song|] and [waited|watched it|kept the fire hot].",
-          "{a} [hurried|ran] home. The {one} and the {two} went into the [bowl|pot][, with a little salt|, with a lot of love|].")
-    t.say("@soon, the whole house smelled of {b.food}.", "@soon, the {b.food} looked @taste and @taste.")
-    t.say("{a} [carried|took] it to {b.home} on a {b.colour} plate, for {b.colour} was {b}'s favourite colour.",
-          "{a} put a {b.colour} cloth over it, because {b} loved {b.colour}, and [took|carried] it to {b.home}.")
-    t.say('"{b.food}!" [cried|called] {b}. "[How did you know|My favourite]!" {b.he} [ate|tried] a bit. It was @taste and @taste.',
-          '{b} [opened the door|came out] and [sniffed|looked]. "Do I smell {b.food}?" {b.he} @asked. "@thanks!"')
-    t.say("{c} came [too|as well] with @snack and [got|was given] the [biggest|first|second] [helping|share], [because|for] the {two} came from {c.him}.",
-          "[There was enough for|They shared it with] {c}, who had given the {two}, and not a [bite|crumb] was left.",
-          '"Without {c}, there would be no {b.food}," {a} @said, so they [asked {c} to come|kept some for {c}|sent {c} some and @snack].')
+    t.say('{a} @went to {p} and met {c}, who had a @size {x} and @pack. "[Do you have any|Could '
+            'you spare some] {two}?" {a} @asked.')
+    t.say('"[I do|Just a minute]," {c} @said, and [gave|brought] {a.him} the {two}. "[But keep a '
+            'piece for me|But I would like a bit too]."',
+          '"[For {b}? Of course|For {b}? Gladly]," {c} @said, and gave {a.him} [enough {two} for '
+            "@number people|more {two} than {a.he} needed].")
+    t.say("[Back home|At home], {a} [mixed|stirred] the {one} and the {two}[, tasted it @number "
+            "times|, sang a song|] and waited.",
+          "{a} [hurried|ran] home. The {one} and the {two} went into the [bowl|pot][, with a "
+            "little salt|, with a lot of love|].")
+    t.say("@soon, the house smelled of {b.food} and @smell.",
+          "@soon, the {b.food} looked @taste and @taste.")
+    t.say("{a} [carried|took] it to {b.home} on a {b.colour} plate, for {b.colour} was {b}'s "
+            "favourite colour.",
+          "{a} put a {b.colour} cloth over it, because {b} loved {b.colour}, and [took|carried] "
+            "it to {b.home}.")
+    t.maybe('"{b.food}!" [cried|called] {b}. "[How did you know|My favourite]!" {b.he} '
+              "[ate|tried] a bit. It was @taste and @taste.",
+            '{b} [opened the door|came out] and [sniffed|looked]. "Do I smell {b.food}?" {b.he} '
+              '@asked. "@thanks!"')
+    t.say("{c} came [too|as well] with @snack and [got|was given] the [biggest|first|second] "
+            "[helping|share], [because|for] the {two} came from {c.him}.",
+          "[There was enough for|They shared it with] {c}, who had given the {two}, and not a "
+            "[bite|crumb] was left.",
+          '"Without {c}, there would be no {b.food}," {a} @said, so they [asked {c} to come|kept '
+            "some for {c}|sent {c} some and @snack].")
 
 
 _BROKEN = [
-    ("kite", "tail", "needle"), ("cart", "wheel", "hammer"), ("chair", "leg", "saw"), ("clock", "hand", "screwdriver"), ("drum", "skin", "needle"), ("lantern", "handle", "file"),
-    ("toy horse", "ear", "glue pot"), ("basket", "handle", "knife"), ("umbrella", "rib", "file"), ("doll", "arm", "needle"), ("puppet", "string", "needle"), ("box", "lid", "hammer"),
-    ("wagon", "axle", "hammer"), ("music stand", "foot", "screwdriver"), ("toy train", "wheel", "glue pot"), ("bag", "strap", "needle"), ("table", "leg", "saw"), ("broom", "stick", "knife"), ("bird cage", "door", "file"),
+    ("kite", "tail", "needle"),
+    ("cart", "wheel", "hammer"),
+    ("chair", "leg", "saw"),
+    ("clock", "hand", "screwdriver"),
+    ("drum", "skin", "needle"),
+    ("lantern", "handle", "file"),
+    ("toy horse", "ear", "glue pot"),
+    ("basket", "handle", "knife"),
+    ("umbrella", "rib", "file"),
+    ("doll", "arm", "needle"),
+    ("puppet", "string", "needle"),
+    ("box", "lid", "hammer"),
+    ("wagon", "axle", "hammer"),
+    ("music stand", "foot", "screwdriver"),
+    ("toy train", "wheel", "glue pot"),
+    ("bag", "strap", "needle"),
+    ("table", "leg", "saw"),
+    ("broom", "stick", "knife"),
+    ("bird cage", "door", "file"),
 ]
 
 
@@ -90,36 +146,56 @@ def mend(t: Tale) -> None:
     t.let(x="@colour {x_}")
     t.weather()
     t.fact("b")
-    t.say("{b} had a @size {x}[ that {b.he} used every day| that was older than {b.he} was|, a present from {c}|].",
+    t.say("{b} had a @size {x}[ that {b.he} used every day| that was older than {b.he} was|, a "
+            "present from {c}|].",
           "{b} was @very proud of {b.his} @size {x}[, which had cost @number coins|].")
-    t.say("[But one day|Then one day|But that day], {b.he} [dropped it|fell over it|sat on it] {p.at}, and the {part} [broke|broke off|came off].",
-          "[But|Then] a @mood @creature and @number @herd [ran into it|knocked it over] {p.at}, and the {part} [broke|broke in two|came off].")
-    t.say('"[It is ruined|Now it is good for nothing|Nobody can mend this]," {b} [sobbed|sighed|said].',
-          "{b} sat {p.spot} and [cried|was @very @sad].".replace("sat {p.spot}", "sat down {p.at}"))
-    t.say('[Just then|@soon], {a} [came by|came along] with @pack and @pack. "[What has happened|Why are you @sad]?" {a.he} @asked. {b} showed {a.him} the {part}.')
-    t.say('"[I can mend that|We can fix this|That is easy]," {a} @spoke, "but I [need|have no] {tool}."')
+    t.say("[But one day|Then one day|But that day], {b.he} [dropped it|fell over it|sat on it] "
+            "{p.at}, and the {part} [broke|broke off|came off].",
+          "[But|Then] a @mood @creature and @number @herd [ran into it|knocked it over] {p.at}, "
+            "and the {part} [broke|broke in two|came off].")
+    t.maybe('"[It is ruined|Now it is good for nothing|Nobody can mend this]," {b} '
+              "[sobbed|sighed|said].",
+            "{b} sat down {p.at} and [cried|was @very @sad].")
+    t.say('[Just then|@soon], {a} [came by|came along] with @pack and @pack. "[What has '
+            'happened|Why are you @sad]?" {a.he} @asked. {b} showed {a.him} the {part}.')
+    t.say('"[I can mend that|We can fix this|That is easy]," {a} @spoke, "but I [need a|have no] '
+            '{tool}."')
     t.say("{c} had a {tool}, so they @went to {c.home}.")
     t.extra("b")
-    t.say('"You may [borrow|take] my {tool}," {c} @said, "but please bring it back [today|before dark|before supper]."',
+    t.say('"You may [borrow|take] my {tool}," {c} @said, "but please bring it back [today|before '
+            'dark|before supper]."',
           '"[Take it|Here it is]," {c} @said. "[Only|But] I need my {tool} again tomorrow."')
-    t.say("{a} [worked|was busy] with the {tool} [for an hour|until noon|for a long time], and {b} held the {part} [still|in place|tight].",
-          "{b} held the {x_} and {a} used the {tool}. [Twice|Once|Three times] it [slipped|went wrong], but {a} [kept on|tried again].")
+    t.say("{a} [worked|was busy] with the {tool} [for an hour|until noon|for a long time], and "
+            "{b} held the {part} [still|in place|tight].",
+          "{b} held the {x_}, and {a} used the {tool} [slowly and carefully|@number times|with "
+            "great care].")
     t.still()
-    t.say("At last the {part} [was as good as new|held again|was stronger than before][, and the {x} was whole|].",
+    t.say("At last the {part} [was as good as new|held again|was stronger than before][, and the "
+            "{x} was whole|].",
           '"[Done|There]!" said {a}. The {x} [had its {part} again|looked like new].')
-    t.say("Then they [took|carried] the {tool} back to {c}[, as they had been asked|, together with @snack|].",
-          "[First of all|Then] {b} [took|brought] the {tool} back to {c}, with @snack and @snack as a thank-you.")
-    t.say('"@thanks," {b} said to {a}, and [cooked|made] {a.him} {a.serving}[, because {a} loved {a.food}|].',
-          "{b} [painted|scratched] a small {a.colour} [star|dot|heart] on the {part}, [in|because it was] {a}'s favourite colour.".replace("[painted|scratched]", "painted").replace("[in|because it was]", "because that was"),
-          "{b} [used|showed off] the {x} [the very same day|that evening], and [told everyone|said] who had mended it: {a}.")
+    t.say("Then they [took|carried] the {tool} back to {c}[, as they had been asked|, together "
+            "with @snack|].",
+          "[First of all|Then] {b} [took|brought] the {tool} back to {c}, with @snack and @snack "
+            "as a thank-you.")
+    t.say('"@thanks," {b} said to {a}, and [cooked|made] {a.him} {a.serving}[, because {a} loved '
+            "{a.food}|].",
+          "{b} painted a small {a.colour} [star|dot|heart] on the {part}, because that was {a}'s "
+            "favourite colour.",
+          "{b} [used|showed] the {x} [the same day|that evening], and [told everyone|said] who "
+            "had mended it: {a}.")
 
 
 _PESTS = [
-    ("snails ate the leaves", "put a ring of sand round each bed"), ("rabbits ate the leaves", "built a low fence"),
-    ("crows stole the seeds", "put up a man of straw"), ("the sun dried the ground", "carried @number buckets of water a day"),
-    ("weeds choked the plants", "pulled up every weed"), ("beetles ate holes in the leaves", "let @number hens into the garden"),
-    ("the wind broke the stems", "tied each stem to a stick"), ("a @mood sheep trampled the rows", "put up a gate with a bell"),
-    ("a cold night hurt the leaves", "covered the beds with straw"), ("moles dug up the roots", "set @number windmills on the beds"),
+    ("snails ate the leaves", "put a ring of sand round each bed"),
+    ("rabbits ate the leaves", "built a low fence"),
+    ("crows pulled up the shoots", "put up a man of straw"),
+    ("the sun dried the ground", "carried @number buckets of water a day"),
+    ("weeds choked the plants", "pulled up every weed"),
+    ("beetles ate holes in the leaves", "let @number hens into the garden"),
+    ("the wind broke the stems", "tied each stem to a stick"),
+    ("a @mood sheep trampled the rows", "put up a gate with a bell"),
+    ("a cold night hurt the leaves", "covered the beds with straw"),
+    ("moles dug up the roots", "set @number windmills on the beds"),
 ]
 _NUMBERS = "none one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
 
@@ -129,43 +205,68 @@ def garden(t: Tale) -> None:
     t.cast(3)
     t.places(1)
     pest, cure = t.dice.pick(_PESTS)
-    t.let(pest=pest, cure=cure, tool="@colour [spade|rake|watering can|bucket|hoe|basket]",
+    t.let(pest=pest,
+          cure=cure,
+          tool="@colour [spade|rake|watering can|bucket|hoe|basket]",
           crop="[pumpkins|beans|carrots|peas|tomatoes|sunflowers|roses|cabbages|onions|tulips|melons|potatoes|berries|daisies|radishes|lettuces]")
     total = t.dice.pick(range(7, 16))
     given = t.dice.pick(range(2, total - 3))
     t.facts |= {"total": _NUMBERS[total], "given": _NUMBERS[given], "kept": _NUMBERS[total - given]}
-    t.say("In [the spring|March|April|May], {a} [wanted|decided] to grow {crop} [beside|behind|next to] {a.own}.",
-          "{a} had [a small|an empty] garden [beside|behind] {a.own}, and [this year|that spring] {a.he} wanted to grow {crop}.".replace("this year|", "that year|"))
+    t.say("In [the spring|March|April|May], {a} [wanted|decided] to grow {crop} "
+            "[beside|behind|next to] {a.own}.",
+          "{a} had [a small|an empty] garden [beside|behind] {a.own}, and [that year|that "
+            "spring] {a.he} wanted to grow {crop}.")
     t.fact("a")
-    t.say("{b} [gave|sold] {a.him} a bag of seeds, and {c} lent {a.him} a @size {tool}[ that had stood {p.at}|].".replace("[ that had stood {p.at}|]", " that had stood {p.at}"),
-          "{a.he} [got|bought] the seeds {p.at}, and {c} [gave|lent] {a.him} a @size {tool} for the work.".replace("[gave|lent]", "lent"))
-    t.say("{a} dug the [earth|ground] [from morning to night|for @number days], made @number rows and [sowed|planted] the seeds.",
-          "With the {tool}, {a} made @number [long|straight] rows, and @number @mood @herd watched {a.him} [dig|work].")
-    t.say("[For @number [days|weeks]|At first], [nothing happened|there was nothing to see]. Then small [green|pale green] [tips|leaves|shoots] [came up|broke through the ground].",
-          "{a} watered the rows [every day|each morning|each evening], and @soon the first [green|small] [tips|leaves] came up.")
+    t.say("{b} [gave|sold] {a.him} a bag of seeds, and {c} lent {a.him} a @size {tool} that had "
+            "stood {p.at}.",
+          "{a.he} [got|bought] the seeds {p.at}, and {c} lent {a.him} a @size {tool} for the work.")
+    t.say("{a} dug for @number days, made @number rows and [sowed|planted] the seeds.",
+          "With the {tool}, {a} made @number [long|straight] rows, and @number @mood @herd "
+            "watched {a.him} [dig|work].")
+    t.say("For @number [days|weeks], [nothing happened|there was nothing to see], then small "
+            "green [tips|leaves|shoots] came up.",
+          "{a} watered the rows [every day|each morning|each evening], and @soon the first "
+            "[green|small] [tips|leaves] came up.")
     t.say('[But|Then] {pest}. "[All my work|My poor {crop}]!" {a} [cried|said][ @how|].',
           "[Then one day|One day], {pest}, and {a} was @very @sad.")
-    t.say('{b} [came to see|looked over the fence]. "[Do not give up|It is not too late]," {b.he} @spoke. "[I know what to do|There is a way|I will help you]."')
-    t.say("So {a} and {b} {cure}, [and|while] {c} brought them @snack and @snack.", "So {a} and {b} {cure}[, singing as they worked|, although it was hard work|].")
-    t.say("[It worked|That helped]! All summer long, the {crop} grew [bigger|finer] [every week|day by day][, and @seen came to look|].")
-    t.say("In [August|September|the autumn], {a} counted [them|the {crop}]: there were {total}[ in all|].",
-          "[At last|Then] the {crop} were [ready|at their best], {total} of them[, each one perfect|].")
+    t.say('{b} [came to see|looked over the fence]. "[Do not give up|It is not too late]," '
+            '{b.he} @spoke. "[I know what to do|There is a way|I will help you]."')
+    t.say("So {a} and {b} {cure}, [and|while] {c} brought them @snack and @snack.",
+          "So {a} and {b} {cure}[, singing as they worked|, although it was hard work|].")
+    t.say("[It worked|That helped]! The {crop} grew [bigger|finer] [every week|day by day][, and "
+            "@seen came to look|].")
+    t.say("In [August|September|the autumn], {a} counted [them|the {crop}]: there were {total}[ "
+            "in all|].",
+          "[At last|Then] the {crop} were [ready|at their best], {total} of them[, each one "
+            "perfect|].")
     t.say("{a} gave {given} of them to {b}[, who had saved the garden|] and kept {kept}.",
-          '"{given} of them are for you," {a} said to {b}, and still {kept} were left[ for {a.him}|].')
-    t.say("[Then|Last of all] {a} [cleaned|washed] the {tool} and brought it back to {c} [with a big thank-you|together with @snack and @snack].",
-          "{c} got {c.his} {tool} back[, clean and shining|] and was asked to [supper|lunch]: there was {c.food}[ and @snack|].")
-    t.maybe('"[Next year|Next spring] we will [grow|plant] [even more|twice as many]," {a} said, and {b} [agreed|nodded|shook hands on it].',
-          "[@evening|Then], they sat in the garden and ate {b.food}[, and the air smelled of @smell|, until it was dark].")
+          '"{given} of them are for you," {a} said to {b}, and still {kept} were left[ for '
+            "{a.him}|].")
+    t.say("[Then|Last of all] {a} [cleaned|washed] the {tool} and brought it back to {c} [with a "
+            "big thank-you|together with @snack and @snack].",
+          "{c} got {c.his} {tool} back[, clean and shining|]. {c.he} stayed for [supper|lunch] "
+            "and had {c.food}[ and @snack|].")
+    t.maybe('"[Next year|Next spring] we will [grow|plant] [even more|twice as many]," {a} said, '
+              "and {b} [agreed|nodded|shook hands on it].",
+            "[@evening|Then], they sat in the garden and ate {b.food}[, and the air smelled of "
+              "@smell|, until it was dark].")
 
 
 _TROUBLES = [
-    ("the roof leaks", "patched the roof", "ladder"), ("the cellar is full of water", "carried out the water", "bucket"),
-    ("my hens have run away", "caught all the hens", "net"), ("the floor is covered in mud", "cleaned the floor", "broom"),
-    ("the chimney is blocked", "swept the chimney", "brush"), ("the hay must come in before night", "brought in the hay", "cart"),
-    ("a tree fell on my fence", "sawed up the tree", "saw"), ("the door will not open", "took off the door", "hammer"),
-    ("a cow is stuck in the mud", "pulled out the cow", "rope"), ("the well is dry", "carried water from the river", "barrel"),
-    ("my cart has tipped over", "set up the cart again", "pole"), ("the wind broke my window", "put in new glass", "glue pot"),
-    ("the path is full of stones", "cleared the path", "wheelbarrow"), ("my kite hangs in the tree", "got the kite down", "stick"),
+    ("the roof leaks", "patched the roof", "ladder"),
+    ("the cellar is full of water", "carried out the water", "bucket"),
+    ("my hens have run away", "caught all the hens", "net"),
+    ("the floor is covered in mud", "cleaned the floor", "broom"),
+    ("the chimney is blocked", "swept the chimney", "brush"),
+    ("the hay must come in before night", "brought in the hay", "cart"),
+    ("a tree fell on my fence", "sawed up the tree", "saw"),
+    ("the door will not open", "took off the door", "hammer"),
+    ("a cow is stuck in the mud", "pulled out the cow", "rope"),
+    ("the well is dry", "carried water from the river", "barrel"),
+    ("my cart has tipped over", "set up the cart again", "pole"),
+    ("the wind broke my window", "put in new glass", "glue pot"),
+    ("the path is full of stones", "cleared the path", "wheelbarrow"),
+    ("my kite hangs in the tree", "got the kite down", "stick"),
 ]
 
 
@@ -178,23 +279,37 @@ def help_neighbour(t: Tale) -> None:
     t.let(y="@colour {y_}")
     t.weather()
     t.fact("a")
-    t.say("That day {a} wanted to go to {p} to {p.errand}, and {a.his} @size {x} [was ready|was packed].",
+    t.say("That day {a} wanted to go to {p} to {p.errand}, and {a.his} @size {x} [was ready|was "
+            "packed].",
           "{a} had [packed|taken] a @size {x} and @pack and was on the way to {p} to {p.errand}.")
-    t.say("[But|Then] {a.he} heard [a cry|someone call|a loud sigh]. It was {b}, who lived in {b.home}.",
+    t.say("[But|Then] {a.he} heard [a cry|someone call|a loud sigh]. It was {b}, the {b.kind} "
+            "from {b.near}.",
           "Near {b.near}, {a.he} [met|saw] {b}, who looked @very @sad.")
-    t.say('"@oh, {trouble}," {b} @spoke, "and [I am all alone|there is no one to help|I cannot do it alone]."')
-    t.say('"[I will help you|Let me help]," {a} @said, and [thought no more of {p}|forgot about {p}].',
+    t.say('"@oh, {trouble}," {b} @spoke, "and [I am all alone|there is no one to help|I cannot '
+            'do it alone]."')
+    t.say('"[I will help you|Let me help]," {a} @said, and [thought no more of {p}|forgot about '
+            "{p}].",
           '"[Then {p} can wait|I can go to {p} tomorrow]," {a} @said.')
     t.say("They needed a {y_}, so {a} @went to {q}, because {c} was there with a @size {y}.",
-          '"[We need|If only we had] a {y_}," said {b}. {a} [ran|went] to {c}, who was {q.at} and had a @size {y}.')
+          '"[We need|If only we had] a {y_}," said {b}. {a} [ran|went] to {c}, who was {q.at} '
+            "and had a @size {y}.")
     t.extra()
-    t.say('"[Take it|Of course]," {c} @said. "[And I will come along|I am coming too|Three can do more than two]."')
-    t.say("[In @number hours|Before noon|By the evening], the three of them {work}, and the {y} was [a great help|very useful].",
-          "They {work}, [and it was hard|and it took @number hours|and nobody complained]. The {y} [was a great help|helped a lot].")
-    t.maybe("[Once|Twice], they [stopped|rested] to [look at @seen|share @snack|share @snack and @snack].")
-    t.say('"@thanks," {b} @spoke. "[What can I give you|How can I thank you]?" "[Nothing|Not a thing]," {a} @said.')
-    t.say("But {b} [did not forget|remembered it]. The next day {b.he} [was at the door|came] with {a.serving} and @snack.",
-          "[The next day|On Sunday], {b} [went|came] with {a} to {p} to {p.errand}[, and it was twice the fun|, and {c} came too].")
+    t.say('"[Take it|Of course]," {c} @said. "[And I will come along|I am coming too|Three can '
+            'do more than two]."')
+    t.say("[In @number hours|Before noon|By the evening], the three of them {work}, and the {y} "
+            "was [a great help|very useful].",
+          "They {work}, [and it was hard|and it took @number hours|and nobody complained]. The "
+            "{y} [was a great help|helped a lot].")
+    t.maybe("[Once|Twice], they [stopped|rested] to [look at @seen|share @snack|share @snack and "
+              "@snack].")
+    t.maybe('"@thanks," {b} @spoke. "[What can I give you|How can I thank you]?" "[Nothing|Not a '
+              'thing]," {a} @said.')
+    t.say("But {b} [did not forget|remembered it]. The next day {b.he} [was at the door|came] "
+            "with {a.serving} and @snack.",
+          "[The next day|On Sunday], {b} [went|came] with {a} to {p} to {p.errand}[, and it was "
+            "twice the fun|, and {c} came too].")
     t.say("[And|Then] {c} got {c.his} {y} back, and with it @snack.",
-          "And [whenever|if] {a} [needed help|was in trouble], {b} [came at once|was the first to come].",
-          "[Good neighbours|Friends], {a} [thought|said], are [worth more than|better than] [a day off|gold|a trip to {p}].")
+          "And [whenever|if] {a} [needed help|was in trouble], {b} [came at once|was the first "
+            "to come].",
+          "[Good neighbours|Friends], {a} [thought|said], are [worth more than|better than] [a "
+            "day off|gold|a trip to {p}].")

@@ -43,6 +43,6 @@ def stories(seed: int = 0) -> Iterator[Story]:
     while True:
         before = dice.nats
         text = tell(dice).text
-        if text != last:
-            yield Story(text, dice.nats - before)
-        last = text
+        if 80 <= len(text.split()) <= 200 and text != last:
+            yield Story(text, dice.nats - before)  # leaving some out only loosens the bound a little
+            last = text

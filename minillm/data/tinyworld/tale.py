@@ -1,7 +1,7 @@
 """What every plot needs: a cast, a place for each scene, and sentences that remember both."""
 
 from minillm.data.tinyworld.dice import Dice
-from minillm.data.tinyworld.phrases import expand, parse, write
+from minillm.data.tinyworld.phrases import fill, write
 from minillm.data.tinyworld.words import LISTS
 from minillm.data.tinyworld.world import COLOURS, PEOPLE, PERSON, PLACES, THINGS, Person
 
@@ -64,7 +64,7 @@ class Tale:
     def let(self, **templates: str) -> None:
         """Adds facts that are themselves written from templates."""
         for key, template in templates.items():
-            self.facts[key] = expand(parse(template), self.dice).format(**self.facts)
+            self.facts[key] = fill(template, self.dice, **self.facts)
 
     def weather(self) -> None:
         """Opens the tale with the weather, which then stays."""

@@ -2,8 +2,8 @@
 
 _LISTS = {
     "number": "two; three; four; five; six; seven; eight; nine",
-    "size": "big; small; new; old; fine; pretty; plain; tiny; lovely; strong; light; heavy; cheap; clean; dusty; "
-    "shiny; simple; soft; smooth; bright; useful; famous; spare; costly",
+    "size": "big; small; new; old; fine; pretty; plain; tiny; lovely; strong; light; heavy; sturdy; clean; dusty; "
+    "shiny; simple; soft; smooth; bright; handsome; charming; fancy; precious",
     "mood": "busy; noisy; sleepy; cheerful; little; old; young; hungry; proud; quiet; fat; shy; wet; "
     "happy; clever; lazy; brave; lonely; tired; muddy; friendly; angry; thirsty; gentle; merry; curious; "
     "calm; dusty",

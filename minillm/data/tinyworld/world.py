@@ -86,20 +86,12 @@ class Person:
         return "his" if self.he == "he" else "her"
 
     @property
-    def self(self) -> str:
-        return self.him + "self"
-
-    @property
     def own(self) -> str:
         return f"{self.his} {self.home.split(' ', 1)[1]}"
 
     @property
     def serving(self) -> str:
         return f"{FOODS[self.food][2]} of {self.food}"
-
-    @property
-    def is_animal(self) -> bool:
-        return self.kind in ANIMALS
 
 
 # name | preposition | landmark | where one finds things there | errand | (out)doors

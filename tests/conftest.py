@@ -1,0 +1,89 @@
+"""Fixtures: tiny random models, the real files where they are present, a tiny Meta folder."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama import Llama, LlamaConfig, LlamaTokenizer
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("MINILLM_DATA", ROOT.parent / "shared" / "data"))
+TINY_LLAMA = ROOT / "checkpoints" / "tiny-llama"
+
+
+def shared(name: str) -> Path:
+    """A real file of the test data, or a skip with the reason."""
+    if not (SHARED / name).exists():
+        pytest.skip(f"real test data {name} is not on this machine (set MINILLM_DATA)")
+    return SHARED / name
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws from the same stream, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["mha", "gqa"])
+def config(request) -> LlamaConfig:
+    """A small model with as many key heads as query heads, and one with fewer."""
+    return small_config(n_kv_heads=4 if request.param == "mha" else 2)
+
+
+def small_config(n_kv_heads: int = 2, **changes) -> LlamaConfig:
+    sizes = {
+        "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": n_kv_heads, "vocab_size": 2048,
+        "hidden_dim": 48, "max_seq_len": 128,
+    } | changes  # fmt: skip
+    return LlamaConfig(**sizes)
+
+
+def sharp(model: Llama) -> Llama:
+    """Weights large enough that attention is far from uniform and a wrong mask shows."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.normal_(0.0, 0.3)
+            else:
+                weight.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.fixture
+def tokenizer() -> LlamaTokenizer:
+    """The bundled tokenizer (2,048 pieces)."""
+    return LlamaTokenizer(TINY_LLAMA / "tokenizer.model")
+
+
+def write_meta(model: Llama, tokenizer: LlamaTokenizer, folder: Path, n_shards: int = 1) -> Path:
+    """The model as Meta publishes one: consolidated.NN.pth per rank, params.json, tokenizer."""
+    columns = ("wo", "w2", "tok_embeddings")
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank in range(n_shards):
+        state = {"rope.freqs": torch.ones(model.config.head_dim // 2)}
+        for name, weight in model.state_dict().items():
+            if weight.dim() == 1:
+                state[name] = weight.clone()
+            else:
+                dim = 1 if name.split(".")[-2] in columns else 0
+                state[name] = weight.chunk(n_shards, dim)[rank].clone()
+        torch.save(state, folder / f"consolidated.{rank:02d}.pth")
+    c = model.config
+    multiple = c.hidden_dim
+    params = {
+        "dim": c.dim, "n_layers": c.n_layers, "n_heads": c.n_heads, "n_kv_heads": c.n_kv_heads,
+        "norm_eps": c.norm_eps, "vocab_size": -1, "multiple_of": multiple,
+        "ffn_dim_multiplier": c.hidden_dim / int(8 * c.dim / 3), "max_seq_len": c.max_seq_len,
+    }  # fmt: skip
+    (folder / "params.json").write_text(json.dumps(params))
+    tokenizer.save(folder / "tokenizer.model")
+    return folder
+
+
+def equal_states(a, b) -> bool:
+    """Same names, same bits."""
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

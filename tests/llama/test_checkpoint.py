@@ -1,0 +1,290 @@
+"""Every way in and out of a file gives the same bits, and every damaged file one clear line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llama import Llama, LlamaTokenizer, load_llama, save_llama
+from minillm import generate
+from minillm.errors import UserError
+from tests.conftest import equal_states, sharp, shared, small_config, write_meta
+
+
+@pytest.fixture
+def model(config) -> Llama:
+    return sharp(Llama(config))
+
+
+@pytest.fixture
+def folder(model, tokenizer, tmp_path) -> Path:
+    save_llama(model, tokenizer, tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def shard(folder: Path, suffix: str) -> None:
+    """Rewrites model.safetensors as two shards with an index, in either container."""
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    weight_map = {}
+    for number, names in enumerate((sorted(state)[::2], sorted(state)[1::2]), 1):
+        name = f"{stem}-{number:05d}-of-00002.{suffix}"
+        part = {n: state[n] for n in names}
+        save_file(part, folder / name) if suffix == "safetensors" else torch.save(part, folder / name)
+        weight_map |= dict.fromkeys(names, name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "bin", "sharded", "sharded-bin", "legacy-bin"])
+def test_hugging_face_layouts_load_bit_for_bit(model, folder, layout):
+    if layout.startswith("sharded"):
+        shard(folder, "bin" if layout == "sharded-bin" else "safetensors")
+    elif layout != "safetensors":
+        state = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        modern = layout == "bin"
+        torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=modern)
+    assert equal_states(load_llama(folder)[0], model)
+
+
+@pytest.mark.parametrize("n_shards", [1, 2])
+def test_meta_to_ours_to_hugging_face_to_ours_is_bit_identical(
+    model, tokenizer, tmp_path, n_shards
+):
+    meta = write_meta(model, tokenizer, tmp_path / "meta", n_shards)
+    ours, text = load_llama(meta)
+    save_llama(ours, text, tmp_path / "hf")
+    assert equal_states(load_llama(tmp_path / "hf")[0], model)
+
+
+def test_eight_meta_shards_join(tokenizer, tmp_path):
+    model = sharp(Llama(small_config(n_kv_heads=8, n_heads=8, dim=64, hidden_dim=96)))
+    assert equal_states(load_llama(write_meta(model, tokenizer, tmp_path, 8))[0], model)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_loads_what_we_write_with_equal_logits(tokenizer, tmp_path, tied):
+    transformers = pytest.importorskip("transformers")
+    model = sharp(Llama(small_config(tied_head=tied)))
+    save_llama(model, tokenizer, tmp_path)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.randint(0, 2048, (2, 64))
+    torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=1e-4, rtol=0)
+    peer.save_pretrained(tmp_path / "again")
+    tokenizer.save(tmp_path / "again" / "tokenizer.model")
+    assert equal_states(load_llama(tmp_path / "again")[0], model)
+
+
+def test_transformers_reads_our_tokenizer(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("google.protobuf")
+    save_llama(Llama(small_config()), tokenizer, tmp_path)
+    peer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "Nora went to the harbour."
+    assert peer(text).input_ids == tokenizer.encode(text, bos=True)
+
+
+def test_layers_keeps_the_first_blocks_and_reads_no_others(model, folder):
+    """Planted: the second block lies in a damaged shard that must not be opened for --layers 1."""
+    state = load_file(folder / "model.safetensors")
+    state = {n: t for n, t in state.items() if ".layers.1." not in n}
+    save_file(state, folder / "model.safetensors")
+    short, _ = load_llama(folder, n_layers=1)
+    assert len(short.layers) == 1
+    assert torch.equal(short.layers[0].feed_forward.w2.weight, model.layers[0].feed_forward.w2.weight)
+
+
+def test_dtype_is_the_one_asked_for(folder):
+    assert {p.dtype for p in load_llama(folder, dtype=torch.bfloat16)[0].parameters()} == {
+        torch.bfloat16
+    }
+
+
+def test_a_saved_bf16_model_comes_back_in_the_same_bits(model, tokenizer, tmp_path):
+    save_llama(model.bfloat16(), tokenizer, tmp_path)
+    assert equal_states(load_llama(tmp_path, dtype=torch.bfloat16)[0], model)
+
+
+def test_saving_over_the_folder_it_was_loaded_from_loses_nothing(model, folder, tokenizer):
+    loaded, text = load_llama(folder)
+    save_llama(loaded, text, folder)
+    assert equal_states(load_llama(folder)[0], model)
+
+
+def test_saved_files_follow_the_umask(folder):
+    assert (folder / "model.safetensors").stat().st_mode & 0o044
+
+
+def test_llama2c_file_gives_its_reference_text_with_and_without_cache():
+    model, tokenizer = load_llama(shared("stories260K.bin"))
+    prompt = tokenizer.encode("Once upon a time", bos=True)
+    cached = generate(model, [prompt], 60)[0]
+    assert cached == generate(model, [prompt], 60, use_cache=False)[0]
+    text = tokenizer.decode(prompt + cached)
+    start = "Once upon a time, there was a little girl named Lily. She loved to play outside"
+    assert text.startswith(start + " in the park.")
+
+
+def test_llama2c_tokenizer_encodes_as_llama2c_does():
+    tokenizer = LlamaTokenizer(shared("tok512.bin"))
+    text = "Once upon a time, there was a little"
+    assert tokenizer.encode(text, bos=True)[:5] == [1, 403, 407, 261, 378]
+    assert tokenizer.decode(tokenizer.encode("héllo 🙂  two")) == "héllo 🙂  two"
+
+
+def test_llama2c_model_exports_to_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model, tokenizer = load_llama(shared("stories260K.bin"))
+    save_llama(model, tokenizer, tmp_path)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.randint(0, 512, (1, 64))
+    torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_every_faulty_name_is_listed_at_once(folder):
+    state = load_file(folder / "model.safetensors")
+    state["model.norm.weight"] = torch.ones(5)
+    state["lm_head.bias"] = torch.ones(5)
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError) as error:
+        load_llama(folder)
+    for part in ("missing: layers.1.feed_forward.w3.weight", "unexpected: lm_head.bias",
+                 "misshapen: norm.weight is (5,)"):  # fmt: skip
+        assert part in str(error.value)
+
+
+DAMAGE = {
+    "truncated": lambda raw: raw[: len(raw) // 2],
+    "cut in the header": lambda raw: raw[:40],
+    "empty": lambda raw: b"",
+    "garbage": lambda raw: b"\x93" * 5000,
+    "LFS": lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+    "HTML": lambda raw: b"<!DOCTYPE html><html>not found</html>",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("container", ["safetensors", "bin", "pth", "llama2c"])
+def test_a_damaged_weight_file_is_named_in_one_line(folder, model, tokenizer, damage, container):
+    if container == "safetensors":
+        file = folder / "model.safetensors"
+    elif container == "bin":
+        file = folder / "pytorch_model.bin"
+        torch.save(load_file(folder / "model.safetensors"), file)
+        (folder / "model.safetensors").unlink()
+    elif container == "pth":
+        folder = write_meta(model, tokenizer, folder.parent / "meta")
+        file = folder / "consolidated.00.pth"
+    else:
+        file = folder = shutil.copy(shared("stories260K.bin"), folder.parent / "stories.bin")
+        shutil.copy(shared("tok512.bin"), Path(file).parent)
+    Path(file).write_bytes(DAMAGE[damage](Path(file).read_bytes()))
+    with pytest.raises(UserError) as error:
+        load_llama(folder)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+    assert "; " in str(error.value)  # what; what to do
+
+
+def test_no_pickle_is_executed(folder, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError):
+        load_llama(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors"])
+def test_an_index_cannot_lead_out_of_its_folder(folder, name):
+    (folder / "model.safetensors").rename(folder / "elsewhere.safetensors")
+    index = {"weight_map": {"model.norm.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="leaves the folder"):
+        load_llama(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rope_scaling": {"type": "linear", "factor": 2}}, {"attention_bias": True},
+     {"model_type": "mistral"}, {"num_attention_heads": 5}, {"hidden_size": -1},
+     {"rms_norm_eps": float("nan")}, {"num_hidden_layers": 10**12}],
+)  # fmt: skip
+def test_a_config_that_is_not_llama_is_refused(folder, change):
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="config.json"):
+        load_llama(folder)
+
+
+def test_more_layers_than_the_model_has_is_refused_with_both_numbers(folder):
+    with pytest.raises(UserError, match="has 2 layers, not 3"):
+        load_llama(folder, n_layers=3)
+
+
+def test_a_tokenizer_of_another_size_is_refused(folder):
+    with pytest.raises(UserError, match="tokenizer"):
+        load_llama(folder, tokenizer=shared("tok512.bin"))
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(folder):
+    with pytest.raises(UserError, match="config.json"):
+        load_llama(folder, tokenizer=folder / "config.json")
+
+
+def test_differing_copies_of_a_norm_between_shards_are_refused(tokenizer, tmp_path):
+    folder = write_meta(sharp(Llama(small_config())), tokenizer, tmp_path, 2)
+    state = torch.load(folder / "consolidated.01.pth", weights_only=True)
+    state["norm.weight"] += 1
+    torch.save(state, folder / "consolidated.01.pth")
+    with pytest.raises(UserError, match="norm.weight differs"):
+        load_llama(folder)
+
+
+MEMORY_PROBE = """
+import sys, torch
+from pathlib import Path
+from llama import load_llama
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("RssAnon"))
+import threading, time
+load_llama(sys.argv[1], n_layers=1)  # what torch imports on its first load is not the model's
+before, peak, done = anonymous(), [0.0], []
+def watch():
+    while not done:
+        peak[0] = max(peak[0], anonymous()); time.sleep(0.001)
+thread = threading.Thread(target=watch); thread.start()
+model, _ = load_llama(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
+done.append(1); thread.join()
+weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
+print((max(peak[0], anonymous()) - before) / weights)
+"""
+
+
+@pytest.mark.parametrize("layout", ["hf", "meta"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_loading_takes_no_more_memory_than_the_model(tokenizer, tmp_path, layout, dtype):
+    """Private memory at the peak of loading, over the weights: the target is 1.1."""
+    import subprocess
+    import sys
+
+    if not Path("/proc/self/status").exists():
+        pytest.skip("private memory is read from /proc")
+    config = small_config(dim=512, n_layers=40, n_heads=8, n_kv_heads=8, hidden_dim=1408)
+    model = Llama(config).bfloat16()
+    if layout == "hf":
+        save_llama(model, tokenizer, tmp_path)
+    else:
+        write_meta(model, tokenizer, tmp_path)
+    command = [sys.executable, "-c", MEMORY_PROBE, str(tmp_path), dtype]
+    ratio = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert ratio <= 1.1

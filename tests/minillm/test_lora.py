@@ -1,0 +1,272 @@
+"""LoRALinear: identity at the start, exact un-merge, and no state in which it lies."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from llama import Llama
+from minillm import LoRALinear, add_lora, generate, lora_state_dict, mark_only_lora_as_trainable
+from minillm.adapt.lora import fold_lora
+from minillm.errors import UserError
+from tests.conftest import equal_states, sharp, small_config
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def trained_layer(dtype=torch.float32, **kwargs) -> LoRALinear:
+    layer = LoRALinear(12, 20, dtype=dtype, lora_rank=3, lora_alpha=6, **kwargs)
+    nn.init.normal_(layer.lora_B)
+    return layer
+
+
+@pytest.fixture
+def model() -> Llama:
+    model = sharp(Llama(small_config()))
+    add_lora(model, ("wq", "wv"), rank=4, alpha=8, dropout=0.0)
+    for name, p in mark_only_lora_as_trainable(model).named_parameters():
+        if name.endswith("lora_B"):
+            nn.init.normal_(p, 0, 0.1)
+    return model
+
+
+def test_rank_0_is_a_plain_linear():
+    layer = LoRALinear(4, 3, lora_rank=0)
+    for name in ("lora_A", "lora_B", "lora_scaling", "lora_dropout"):
+        assert not hasattr(layer, name)
+    assert not layer.is_lora() and not layer.has_weights_merged
+    layer.has_weights_merged = True
+    for mode in (False, True):
+        assert layer.train(mode).has_weights_merged  # nothing of LoRA's is touched
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_construction_draws_the_base_twice_then_a():
+    torch.manual_seed(2024)
+    layer = LoRALinear(6, 5, lora_rank=2, lora_alpha=4)
+    torch.manual_seed(2024)
+    plain = nn.Linear(6, 5)
+    plain.reset_parameters()
+    a = nn.init.kaiming_uniform_(torch.empty(2, 6), a=5**0.5)
+    assert torch.equal(layer.weight, plain.weight) and torch.equal(layer.bias, plain.bias)
+    assert torch.equal(layer.lora_A, a) and not layer.lora_B.any()
+    assert layer.lora_scaling == 2 and not layer.lora_A.requires_grad
+
+
+def test_it_starts_as_the_identity():
+    linear = nn.Linear(12, 20)
+    layer = LoRALinear.from_linear(linear, 4, 8, 0.5)
+    x = torch.randn(3, 12)
+    assert torch.equal(layer(x), linear(x))
+    assert layer.weight is linear.weight
+
+
+def test_forward_is_base_plus_scaled_product_of_the_dropped_input():
+    layer = trained_layer(lora_dropout=0.4)
+    x = torch.randn(5, 12)
+    torch.manual_seed(3)
+    got = layer(x)
+    torch.manual_seed(3)
+    dropped = nn.functional.dropout(x, 0.4)
+    want = x @ layer.weight.T + layer.bias + 2 * dropped @ layer.lora_A.T @ layer.lora_B.T
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_1000_toggles_with_training_between_leave_the_base_bit_identical(dtype):
+    """Adding and subtracting the product instead changes two thirds of the weights."""
+    layer = mark_only_lora_as_trainable(trained_layer(dtype))
+    base = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD([layer.lora_A, layer.lora_B], lr=0.01)
+    x = torch.randn(4, 12, dtype=dtype)
+    for _ in range(1000):
+        layer.train()
+        layer(x).float().pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        layer.eval()
+    assert not torch.equal(layer.weight, base)
+    assert torch.equal(layer.train().weight, base)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), zip(DTYPES, (1e-5, 0.1, 0.01), strict=True))
+def test_merged_and_unmerged_outputs_agree(model, dtype, tolerance):
+    model.to(dtype)
+    tokens = torch.randint(0, 2048, (2, 20))
+    unmerged = model.train()(tokens).float()
+    merged = model.eval()(tokens).float()
+    assert model.layers[0].attention.wq.has_weights_merged
+    scale = unmerged.abs().max()
+    torch.testing.assert_close(merged / scale, unmerged / scale, atol=tolerance, rtol=0)
+
+
+def test_toggling_the_parent_toggles_the_layer_and_returns_self(model):
+    """nn.Module.eval() calls train(False) on children: an eval() of the layer would never run."""
+    layer = model.layers[0].attention.wq
+    assert model.eval() is model and layer.has_weights_merged
+    assert layer.eval() is layer and layer.train() is layer and not layer.has_weights_merged
+
+
+def test_state_dict_shows_the_base_while_merged(model):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.eval()
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_loading_while_merged_loads_the_base_and_merges_it(model):
+    other = sharp(copy.deepcopy(model)).eval()
+    tokens = torch.randint(0, 2048, (1, 9))
+    model.eval()
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model(tokens), other(tokens))
+    assert equal_states(model.train(), other.train())
+
+
+def test_a_deepcopy_while_merged_is_independent_and_right(model):
+    tokens = torch.randint(0, 2048, (1, 9))
+    want = model.eval()(tokens)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(tokens), want)
+    with torch.no_grad():
+        twin.layers[0].attention.wq.lora_B.mul_(2)
+    assert not torch.equal(twin(tokens), want) and torch.equal(model(tokens), want)
+    assert equal_states(twin.train().layers[1], model.train().layers[1])
+
+
+def test_moving_while_merged_moves_base_and_merge(model):
+    base = model.layers[0].attention.wq.weight.detach().clone()
+    tokens = torch.randint(0, 2048, (1, 9))
+    want = model.eval()(tokens)
+    model.double()
+    torch.testing.assert_close(model(tokens).float(), want, atol=1e-4, rtol=0)
+    assert torch.equal(model.train().layers[0].attention.wq.weight, base.double())
+
+
+@pytest.mark.parametrize("change", ["in place", "data", "load", "optimizer"])
+def test_a_change_of_a_or_b_while_merged_is_merged_anew(change):
+    layer = mark_only_lora_as_trainable(trained_layer()).eval()
+    x = torch.randn(2, 12)
+    layer(x)
+    if change == "in place":
+        with torch.no_grad():
+            layer.lora_B.add_(1)
+    elif change == "data":
+        layer.lora_B.data = layer.lora_B.data + 1
+    elif change == "load":
+        layer.load_state_dict({"lora_A": layer.lora_A + 1}, strict=False)
+    else:
+        layer.lora_A.grad = torch.ones_like(layer.lora_A)
+        torch.optim.SGD([layer.lora_A], lr=1.0).step()
+    torch.testing.assert_close(layer(x), layer.train()(x), atol=1e-5, rtol=1e-5)
+
+
+def test_disabled_is_the_base_in_both_modes():
+    layer = trained_layer()
+    x = torch.randn(2, 12)
+    base = nn.functional.linear(x, layer.weight, layer.bias)
+    layer.enabled = False
+    assert torch.equal(layer(x), base) and torch.equal(layer.eval()(x), base)
+    layer.enabled = True
+    assert layer.has_weights_merged and not torch.equal(layer(x), base)
+    layer.enabled = False
+    assert torch.equal(layer(x), base)
+
+
+def test_a_flag_set_by_hand_unmerges_by_subtraction():
+    layer = trained_layer()
+    base, x = layer.weight.detach().clone(), torch.randn(2, 12)
+    layer.weight.data += layer.delta()
+    layer.has_weights_merged = True
+    want = nn.functional.linear(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x), want) and torch.equal(layer.eval()(x), want)
+    layer.train()
+    assert not layer.has_weights_merged
+    torch.testing.assert_close(layer.weight.detach(), base)
+
+
+def test_merging_inside_inference_mode_leaves_a_trainable_layer(model):
+    tokens = torch.randint(0, 2048, (1, 9))
+    with torch.inference_mode():
+        generate(model, [[1, 2]], 3)
+        model.eval()(tokens)
+    model.eval()(tokens)
+    model.train()(tokens).sum().backward()
+    assert model.layers[0].attention.wq.lora_A.grad.abs().sum() > 0
+
+
+def test_merging_does_not_touch_a_shared_weight():
+    linear = nn.Linear(12, 20)
+    weight = linear.weight.detach().clone()
+    layer = LoRALinear.from_linear(linear, 4, 8)
+    nn.init.normal_(layer.lora_B)
+    storage = linear.weight.data
+    layer.eval()
+    assert torch.equal(storage, weight)
+    layer.train()
+    assert torch.equal(linear.weight, weight) and layer.weight is linear.weight
+
+
+def test_only_a_and_b_train_and_only_they_move(model):
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable == set(lora_state_dict(model)) and len(trainable) == 8
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if n not in trainable}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.eval().train()(torch.randint(0, 2048, (2, 9))).pow(2).mean().backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None and p.grad.abs().sum() > 0) == (name in trainable)
+    optimizer.step()
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+
+
+def test_mark_returns_the_model_and_takes_a_bare_layer():
+    layer = trained_layer()
+    assert mark_only_lora_as_trainable(layer) is layer
+    assert [n for n, p in layer.named_parameters() if p.requires_grad] == ["lora_A", "lora_B"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"targets": ("wq", "wz")}, "wz.*there are.*wq"),
+        ({"targets": ("norm",)}, "norm"),
+        ({"rank": 0}, "layers.0.attention.wq"),
+        ({"rank": 33}, "between 1 and 32"),
+    ],
+)
+def test_what_cannot_be_adapted_is_named_and_nothing_changes(arguments, message):
+    model = Llama(small_config())
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(UserError, match=message):
+        add_lora(model, **({"targets": ("wq",)} | arguments))
+    assert [type(m) for m in model.modules()] == before
+
+
+def test_wrapping_twice_is_an_error_that_names_the_module(model):
+    with pytest.raises(UserError, match=r"layers\.0\.attention\.wv"):
+        add_lora(model, ("wv",))
+
+
+@pytest.mark.parametrize(("rank", "targets", "count"), [
+    (16, ("wq", "wv"), 8_388_608), (8, ("wq", "wv"), 4_194_304),
+    (16, ("wq", "wk", "wv", "wo", "w1", "w2", "w3"), 39_976_960),
+])  # fmt: skip
+def test_llama_2_7b_has_the_published_number_of_trainable_parameters(rank, targets, count):
+    from llama import LlamaConfig
+    from minillm.weights import empty_model
+
+    model = empty_model(lambda: Llama(LlamaConfig.preset("llama-2-7b")))
+    assert sum(p.numel() for p in model.parameters()) == 6_738_415_616
+    add_lora(model, targets, rank)
+    mark_only_lora_as_trainable(model)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+
+
+def test_folding_leaves_plain_layers_with_the_same_output(model):
+    tokens = torch.randint(0, 2048, (1, 9))
+    want = model.eval()(tokens)
+    assert fold_lora(model) == 4 and not lora_state_dict(model)
+    assert torch.equal(model(tokens), want)
