@@ -8,6 +8,7 @@ import math
 import re
 import struct
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from minillm.weights import (
     hf_weight_files,
     open_weights,
     read_json,
+    rope_halves,
     rope_to_halves,
-    rope_to_pairs,
     write_json,
     write_safetensors,
 )
@@ -128,22 +129,26 @@ def _join(pieces: list[LazyTensor], name: str) -> LazyTensor:
     if len(pieces) == 1:
         return first
     if len(first.shape) == 1:
-        return LazyTensor(first.shape, first.source, lambda: _replicated(pieces, name))
+        return LazyTensor(first.shape, first.source, lambda out: _fill_equal(pieces, out, name))
     dim = SHARD_DIM.get(name.removesuffix(".weight").split(".")[-1], 0)
     if any(len(p.shape) != 2 or p.shape[1 - dim] != first.shape[1 - dim] for p in pieces):
         raise UserError(f"{first.source}: the shards of {name} do not fit together; check them")
-    shape = list(first.shape)
-    shape[dim] = sum(p.shape[dim] for p in pieces)
-    join = lambda: torch.cat([p.load() for p in pieces], dim)  # noqa: E731
-    return LazyTensor(tuple(shape), first.source, join)
+    shape, widths = list(first.shape), [p.shape[dim] for p in pieces]
+    shape[dim] = sum(widths)
+
+    def fill(out: torch.Tensor) -> None:
+        for piece, part in zip(pieces, out.split(widths, dim), strict=True):
+            piece.fill(part)
+
+    return LazyTensor(tuple(shape), first.source, fill)
 
 
-def _replicated(pieces: list[LazyTensor], name: str) -> torch.Tensor:
-    value = pieces[0].load()
+def _fill_equal(pieces: list[LazyTensor], out: torch.Tensor, name: str) -> None:
+    pieces[0].fill(out)
     for piece in pieces[1:]:
-        if not torch.equal(piece.load(), value):
+        piece.fill(copy := torch.empty_like(out))
+        if not torch.equal(copy, out):
             raise UserError(f"{piece.source}: {name} differs between shards; download them again")
-    return value
 
 
 def _meta_config(path: Path, tensors: dict[str, LazyTensor]) -> LlamaConfig:
@@ -177,7 +182,7 @@ def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
             continue  # a tied head may be stored twice
         name, heads = ours.get(key.removesuffix(".weight"), (None, 0))
         if heads:
-            lazy = lazy.map(lambda w, heads=heads: rope_to_pairs(w, heads))
+            lazy = lazy.through(lambda out, heads=heads: rope_halves(out, heads))
         tensors[f"{name}.weight" if name else key] = lazy
     return config, tensors
 
@@ -273,10 +278,10 @@ def open_llama2c(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     tensors, at = {}, 28
     for name, shape in order:
         if name is not None:
-            load = lambda at=at, shape=shape: torch.from_numpy(  # noqa: E731
-                np.fromfile(path, "<f4", math.prod(shape), offset=at).reshape(shape)
+            load = partial(np.fromfile, path, "<f4", math.prod(shape), offset=at)
+            tensors[f"{name}.weight"] = LazyTensor.read_by(
+                lambda load=load: torch.from_numpy(load()), shape, path
             )
-            tensors[f"{name}.weight"] = LazyTensor(shape, path, load)
         at += 4 * math.prod(shape)
     if path.stat().st_size != at:
         raise UserError(f"{path}: {path.stat().st_size} bytes, its header asks for {at}; fetch it")

@@ -18,8 +18,8 @@ from minillm.weights import (
     copy_weights,
     open_weights,
     read_json,
+    rope_halves,
     rope_to_halves,
-    rope_to_pairs,
     write_json,
     write_safetensors,
 )
@@ -111,7 +111,7 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> d
             raise UserError(f"{file}: {key} belongs to no layer of this model; a wrong base?")
         name, heads = ours[module]
         if heads and factor == "lora_B":
-            lazy = lazy.map(lambda b, heads=heads: rope_to_pairs(b, heads))
+            lazy = lazy.through(lambda out, heads=heads: rope_halves(out, heads))
         tensors[f"{name}.{factor}"] = lazy
     modules = sorted({key.rpartition(".")[0] for key in tensors})
     if not modules:

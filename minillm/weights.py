@@ -1,8 +1,9 @@
 """Weight files: read safely and one tensor at a time, written atomically.
 
 A checkpoint is described before any of it is loaded, as {name: LazyTensor}; a model family
-renames, transposes and joins these descriptions, `assign_weights` checks them all against the
-model and only then streams the numbers in. Pickle files are opened with weights_only=True, always.
+renames, permutes and joins these descriptions, `assign_weights` checks them all against the
+model and only then writes the numbers straight into place, without a second copy in between.
+Pickle files are opened with weights_only=True, always.
 """
 
 import contextlib
@@ -24,18 +25,30 @@ from minillm.errors import UserError
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is still in its file: its shape, the file to blame, and how to load it.
-
-    What `load` returns may be mapped from the file: copy it before the file can change.
-    """
+    """A tensor still in its file: its shape, the file to blame, and `fill`, which writes its
+    numbers into a tensor of that shape, in whatever dtype and place that one has."""
 
     shape: tuple[int, ...]
     source: Path
-    load: Callable[[], Tensor]
+    fill: Callable[[Tensor], object]
 
-    def map(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...] | None = None):
-        """The same tensor with `change` applied on loading; `shape` if that changes it."""
-        return LazyTensor(shape or self.shape, self.source, lambda: change(self.load()))
+    @classmethod
+    def read_by(cls, load: Callable[[], Tensor], shape: tuple, source: Path) -> "LazyTensor":
+        """A tensor that `load` reads (or maps), contiguous."""
+        return cls(tuple(shape), source, lambda out: out.copy_(load().view(out.shape)))
+
+    def through(self, view: Callable[[Tensor], Tensor]) -> "LazyTensor":
+        """The same numbers in another order: written into `view` of the result."""
+        return LazyTensor(self.shape, self.source, lambda out: self.fill(view(out)))
+
+    def write_to(self, out: Tensor) -> None:
+        """`fill`, with the file named if it cannot be read. Errors: UserError."""
+        try:
+            self.fill(out)
+        except UserError:
+            raise
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise _damaged(self.source, error) from None
 
 
 def read_json(path: Path) -> dict | list:
@@ -99,7 +112,7 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
         raise _damaged(path, error) from None
     return {
-        name: LazyTensor(shape, path, lambda name=name: file.get_tensor(name))
+        name: LazyTensor.read_by(lambda name=name: file.get_tensor(name), shape, path)
         for name, shape in shapes.items()
     }
 
@@ -116,7 +129,7 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     if not is_weights:
         raise UserError(f"{path}: no dictionary of tensors; give a file of weights")
     return {
-        name: LazyTensor(tuple(value.shape), path, lambda value=value: value)
+        name: LazyTensor.read_by(value.contiguous, value.shape, path)
         for name, value in state.items()
     }
 
@@ -169,10 +182,9 @@ def assign_weights(
     """
     expected = dict(model.named_parameters())
     check_names(_shapes(expected), _shapes(tensors), where)
-    for name, shape in ((name, p.shape) for name, p in expected.items()):
-        # the result before the temporary: freed behind it, the temporary leaves no hole
-        value = torch.empty(shape, dtype=dtype, device=device)
-        value.copy_(_load(tensors[name]))
+    for name, parameter in expected.items():
+        value = torch.empty(parameter.shape, dtype=dtype, device=device)
+        tensors[name].write_to(value)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 
@@ -202,25 +214,15 @@ def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device | str
     return model
 
 
-@torch.no_grad()
 def copy_weights(into: dict[str, Tensor], tensors: dict[str, LazyTensor], where: Path) -> None:
-    """Copies tensors into those that are there, after the same checks. Errors: UserError."""
+    """Writes tensors into those that are there, after the same checks. Errors: UserError."""
     check_names(_shapes(into), _shapes(tensors), where)
     for name, tensor in into.items():
-        tensor.copy_(_load(tensors[name]))
+        tensors[name].write_to(tensor.detach())
 
 
 def _shapes(tensors: dict) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _load(lazy: LazyTensor) -> Tensor:
-    try:
-        return lazy.load()
-    except UserError:
-        raise
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise _damaged(lazy.source, error) from None
 
 
 def check_names(expected: dict[str, tuple], found: dict[str, tuple], where: Path) -> None:
@@ -282,16 +284,15 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(plain, temporary, metadata={"format": "pt"})
 
 
-def rope_to_halves(weight: Tensor, n_heads: int) -> Tensor:
-    """Rows from Meta's neighbouring pairs (2j, 2j+1) to Hugging Face's halves (j, j + Dh/2).
+def rope_halves(weight: Tensor, n_heads: int) -> Tensor:
+    """Rows in Meta's order (neighbours 2j, 2j+1 rotate together) seen in Hugging Face's (j and
+    j + Dh/2): a view, so that writing through it translates the other way.
 
-    Shapes: (n_heads * Dh, anything), kept.
+    Shapes: (n_heads * Dh, N) -> (n_heads, 2, Dh/2, N).
     """
-    half = weight.shape[0] // n_heads // 2
-    return weight.reshape(n_heads, half, 2, -1).transpose(1, 2).reshape(weight.shape)
+    return weight.view(n_heads, -1, 2, weight.shape[1]).transpose(1, 2)
 
 
-def rope_to_pairs(weight: Tensor, n_heads: int) -> Tensor:
-    """The exact inverse of rope_to_halves."""
-    half = weight.shape[0] // n_heads // 2
-    return weight.reshape(n_heads, 2, half, -1).transpose(1, 2).reshape(weight.shape)
+def rope_to_halves(weight: Tensor, n_heads: int) -> Tensor:
+    """The rows copied from Meta's order to Hugging Face's. Shapes: (n_heads * Dh, N), kept."""
+    return rope_halves(weight, n_heads).reshape(weight.shape)

@@ -2,7 +2,7 @@
 
     python tools/generate.py --prompt "One morning, Nora"
     python tools/generate.py --prompt "One morning, Nora" --no-cache       the same text, slower
-    python tools/generate.py --adapter runs/finetune-llama-001/adapter --prompt "Where does Tom live?"
+    python tools/generate.py --adapter runs/finetune-llama-001/adapter --prompt "Where is Tom?"
     python tools/generate.py --prompts file.txt --samples 3 --temperature 0.8 --top-p 0.9
 """
 

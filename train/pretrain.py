@@ -46,7 +46,7 @@ def parse_args(argv=None):
     add("--accumulation-steps", type=positive, default=1, help="micro-batches in a step")
     add("--epochs", type=positive, default=5, help="passes over the stories")
     add("--max-iters", type=positive, help="stop after this many optimizer steps")
-    add("--lr", type=float, default=3e-3, help="peak learning rate")
+    add("--lr", type=float, default=2e-3, help="peak learning rate")
     add("--weight-decay", type=float, default=0.1, help="AdamW's, on matrices")
     add("--eval-every", type=positive, default=250, help="steps between held-out losses")
     add("--precision", default="auto", help="auto, fp32, bf16 or fp16")

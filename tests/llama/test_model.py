@@ -170,6 +170,6 @@ def test_at_most_seven_of_our_frames_lead_to_the_softmax(monkeypatch):
     monkeypatch.setattr(torch, "softmax", spy)
     model = Llama(small_config())
     model.attention = "explicit"
-    rows = [Batch(torch.arange(5), torch.arange(5))]
-    train(model, token_loss, Batches(rows, 1, 0), None, TrainSettings(), choose_precision("fp32", "cpu"))
+    rows, precision = [Batch(torch.arange(5), torch.arange(5))], choose_precision("fp32", "cpu")
+    train(model, token_loss, Batches(rows, 1, 0), None, TrainSettings(), precision)
     assert seen and all(len(frames) <= 5 for frames in seen)

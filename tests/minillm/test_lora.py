@@ -91,7 +91,7 @@ def test_1000_toggles_with_training_between_leave_the_base_bit_identical(dtype):
     assert torch.equal(layer.train().weight, base)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), zip(DTYPES, (1e-5, 0.1, 0.01), strict=True))
+@pytest.mark.parametrize(("dtype", "tolerance"), [*zip(DTYPES, (1e-5, 0.1, 0.01), strict=True)])
 def test_merged_and_unmerged_outputs_agree(model, dtype, tolerance):
     model.to(dtype)
     tokens = torch.randint(0, 2048, (2, 20))

@@ -1,6 +1,7 @@
-"""Tinyworld: the small town of Pebbleford, generated from a seed, as stories and as four kinds of task data.
+"""Tinyworld: the small town of Pebbleford, generated from a seed.
 
-Everything is written for this project: no text comes from anywhere else, and the same seed gives the same text.
+Stories to pre-train on, and instructions, reviews, articles and preferences to fine-tune on. All is
+written for this project: no text comes from anywhere else, and the same seed gives the same text.
 """
 
 from minillm.data.tinyworld.articles import articles

@@ -1,4 +1,4 @@
-"""Writes tinyworld's data to a folder, in the file formats of the public data sets whose place it takes."""
+"""Writes tinyworld's data to a folder, in the formats of the public data sets it stands in for."""
 
 import argparse
 import csv
@@ -15,7 +15,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stories", type=int, default=1000, help="number of stories")
     parser.add_argument("--instructions", type=int, default=2000, help="number of rows")
-    parser.add_argument("--reviews", type=int, default=2000, help="number of rows, half of each label")
+    parser.add_argument("--reviews", type=int, default=2000, help="number of rows, half of each "
+        "label")
     parser.add_argument("--articles", type=int, default=500, help="number of rows")
     parser.add_argument("--preferences", type=int, default=500, help="number of rows")
     return parser.parse_args(argv)
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     _write(args.out / "stories.txt", "\n\n".join(told) + "\n", len(told), "stories")
 
     rows = tinyworld.instructions(args.instructions, args.seed)
-    _write(args.out / "instructions.json", json.dumps(rows, indent=1) + "\n", len(rows), "instructions")
+    _write(args.out / "instructions.json", json.dumps(rows, indent=1) + "\n", len(rows),
+        "instructions")
 
     rows = tinyworld.reviews(args.reviews, args.seed)
     for label, name in ((1, "rt-polarity.pos"), (0, "rt-polarity.neg")):

@@ -1,4 +1,4 @@
-"""The one source of chance in tinyworld, which also keeps the account of the surprisal of its choices."""
+"""The one source of chance in tinyworld, which also adds up the surprisal of its choices."""
 
 import math
 import random
@@ -7,13 +7,13 @@ import random
 class Dice:
     """A seeded random source that sums up -ln(probability) of every choice it makes.
 
-    `nats` bounds the entropy of the generated text from above: it is the information in the choices,
-    and equals the information in the text only where different choices always give different texts.
+    `nats` bounds the surprisal of the generated text from above: it is the information in the
+    choices, and equals that in the text only where different choices always give different texts.
     **Units**: nats.
     """
 
     def __init__(self, seed: int | str) -> None:
-        self._random = random.Random(f"tinyworld {seed}")  # a string is hashed with SHA-512, not hash()
+        self._random = random.Random(f"tinyworld {seed}")  # a string seeds by SHA-512, not hash()
         self.nats = 0.0
 
     def pick(self, options):

@@ -1,6 +1,7 @@
-"""Turns a template into English: "[a|b]" picks a variant (nested freely), "@name" one of a word list, "{a.his}" a fact.
+"""Turns a template into English.
 
-Only the variants that are really written are thrown for, so the surprisal counts no choice that leaves no trace.
+"[a|b]" picks a variant (nested freely), "@name" picks from a word list, "{a.his}" names a fact.
+Only variants that are really written are thrown for: no choice is counted that leaves no trace.
 """
 
 import functools

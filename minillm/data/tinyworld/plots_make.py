@@ -1,7 +1,7 @@
-"""Plots of work: building, baking, mending, gardening and helping a neighbour."""
+"""Plots of work: building, baking and mending."""
 
 from minillm.data.tinyworld.tale import Tale
-from minillm.data.tinyworld.world import FOODS
+from minillm.data.tinyworld.world import FOODS, listed
 
 _WORKS = [
     ("raft", "floated down the river"),
@@ -20,11 +20,12 @@ _WORKS = [
     ("wooden boat", "sailed across the pond"),
     ("market stall", "sold lemonade"),
 ]
-_STUFF = "boards,crates,branches,planks,sticks,tin cans,ropes,nails,wheels,sacks,ribbons,screws,bricks,shells,rags,posts,hooks,corks".split(",")
+_STUFF = listed("boards, crates, branches, planks, sticks, tin cans, ropes, nails, wheels, "
+                "sacks, ribbons, screws, bricks, shells, rags, posts, hooks, corks")
 
 
 def build(t: Tale) -> None:
-    """Two friends build something from two finds and paint it in the favourite colour of one of them."""
+    """Two build something from two finds and paint it in the favourite colour of one of them."""
     t.cast(3)
     t.places(2)
     t.facts["work"], t.facts["use"] = t.dice.pick(_WORKS)
@@ -36,7 +37,8 @@ def build(t: Tale) -> None:
     t.say('"[Let us|Come, let us] build a {work}," {a} said to {b}. "@yes," {b} @said.',
           "{a} and {b} [wanted|had long wished] to build a @size {work}[ of their own|].",
           "{a} had drawn a plan for a @size {work} and [showed it to|asked for the help of] {b}.")
-    t.say("{p.at}, {a} [found|was given|collected] {num} @size {m}. {b} [found|got|picked up] "
+    t.say("{p.at}, {a} [found|was given|collected] {num} [old|long|strong|good|new|fine] {m}. "
+          "{b} [found|got|picked up] "
             "some {n} {q.at}.",
           "They needed {m} and {n}. {a} [got|fetched] {num} {m} from {p}, and {b} [got|brought] "
             "the {n} from {q}.")
@@ -103,7 +105,7 @@ def bake(t: Tale) -> None:
             "favourite colour.",
           "{a} put a {b.colour} cloth over it, because {b} loved {b.colour}, and [took|carried] "
             "it to {b.home}.")
-    t.maybe('"{b.food}!" [cried|called] {b}. "[How did you know|My favourite]!" {b.he} '
+    t.maybe('"{b.food}!" [cried|called] {b}. "[How did you know|My favourite]!" {b} '
               "[ate|tried] a bit. It was @taste and @taste.",
             '{b} [opened the door|came out] and [sniffed|looked]. "Do I smell {b.food}?" {b.he} '
               '@asked. "@thanks!"')
@@ -111,7 +113,7 @@ def bake(t: Tale) -> None:
             "[helping|share], [because|for] the {two} came from {c.him}.",
           "[There was enough for|They shared it with] {c}, who had given the {two}, and not a "
             "[bite|crumb] was left.",
-          '"Without {c}, there would be no {b.food}," {a} @said, so they [asked {c} to come|kept '
+          '"Without {c}, there would be no {b.food}," {a} @spoke, so they [asked {c} to come|kept '
             "some for {c}|sent {c} some and @snack].")
 
 
@@ -150,7 +152,7 @@ def mend(t: Tale) -> None:
             "present from {c}|].",
           "{b} was @very proud of {b.his} @size {x}[, which had cost @number coins|].")
     t.say("[But one day|Then one day|But that day], {b.he} [dropped it|fell over it|sat on it] "
-            "{p.at}, and the {part} [broke|broke off|came off].",
+            "{p.at}, and the {part} [broke|came off].",
           "[But|Then] a @mood @creature and @number @herd [ran into it|knocked it over] {p.at}, "
             "and the {part} [broke|broke in two|came off].")
     t.maybe('"[It is ruined|Now it is good for nothing|Nobody can mend this]," {b} '
@@ -183,133 +185,3 @@ def mend(t: Tale) -> None:
             "favourite colour.",
           "{b} [used|showed] the {x} [the same day|that evening], and [told everyone|said] who "
             "had mended it: {a}.")
-
-
-_PESTS = [
-    ("snails ate the leaves", "put a ring of sand round each bed"),
-    ("rabbits ate the leaves", "built a low fence"),
-    ("crows pulled up the shoots", "put up a man of straw"),
-    ("the sun dried the ground", "carried @number buckets of water a day"),
-    ("weeds choked the plants", "pulled up every weed"),
-    ("beetles ate holes in the leaves", "let @number hens into the garden"),
-    ("the wind broke the stems", "tied each stem to a stick"),
-    ("a @mood sheep trampled the rows", "put up a gate with a bell"),
-    ("a cold night hurt the leaves", "covered the beds with straw"),
-    ("moles dug up the roots", "set @number windmills on the beds"),
-]
-_NUMBERS = "none one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
-
-
-def garden(t: Tale) -> None:
-    """Seeds, a pest, a remedy and a harvest that is counted and shared."""
-    t.cast(3)
-    t.places(1)
-    pest, cure = t.dice.pick(_PESTS)
-    t.let(pest=pest,
-          cure=cure,
-          tool="@colour [spade|rake|watering can|bucket|hoe|basket]",
-          crop="[pumpkins|beans|carrots|peas|tomatoes|sunflowers|roses|cabbages|onions|tulips|melons|potatoes|berries|daisies|radishes|lettuces]")
-    total = t.dice.pick(range(7, 16))
-    given = t.dice.pick(range(2, total - 3))
-    t.facts |= {"total": _NUMBERS[total], "given": _NUMBERS[given], "kept": _NUMBERS[total - given]}
-    t.say("In [the spring|March|April|May], {a} [wanted|decided] to grow {crop} "
-            "[beside|behind|next to] {a.own}.",
-          "{a} had [a small|an empty] garden [beside|behind] {a.own}, and [that year|that "
-            "spring] {a.he} wanted to grow {crop}.")
-    t.fact("a")
-    t.say("{b} [gave|sold] {a.him} a bag of seeds, and {c} lent {a.him} a @size {tool} that had "
-            "stood {p.at}.",
-          "{a.he} [got|bought] the seeds {p.at}, and {c} lent {a.him} a @size {tool} for the work.")
-    t.say("{a} dug for @number days, made @number rows and [sowed|planted] the seeds.",
-          "With the {tool}, {a} made @number [long|straight] rows, and @number @mood @herd "
-            "watched {a.him} [dig|work].")
-    t.say("For @number [days|weeks], [nothing happened|there was nothing to see], then small "
-            "green [tips|leaves|shoots] came up.",
-          "{a} watered the rows [every day|each morning|each evening], and @soon the first "
-            "[green|small] [tips|leaves] came up.")
-    t.say('[But|Then] {pest}. "[All my work|My poor {crop}]!" {a} [cried|said][ @how|].',
-          "[Then one day|One day], {pest}, and {a} was @very @sad.")
-    t.say('{b} [came to see|looked over the fence]. "[Do not give up|It is not too late]," '
-            '{b.he} @spoke. "[I know what to do|There is a way|I will help you]."')
-    t.say("So {a} and {b} {cure}, [and|while] {c} brought them @snack and @snack.",
-          "So {a} and {b} {cure}[, singing as they worked|, although it was hard work|].")
-    t.say("[It worked|That helped]! The {crop} grew [bigger|finer] [every week|day by day][, and "
-            "@seen came to look|].")
-    t.say("In [August|September|the autumn], {a} counted [them|the {crop}]: there were {total}[ "
-            "in all|].",
-          "[At last|Then] the {crop} were [ready|at their best], {total} of them[, each one "
-            "perfect|].")
-    t.say("{a} gave {given} of them to {b}[, who had saved the garden|] and kept {kept}.",
-          '"{given} of them are for you," {a} said to {b}, and still {kept} were left[ for '
-            "{a.him}|].")
-    t.say("[Then|Last of all] {a} [cleaned|washed] the {tool} and brought it back to {c} [with a "
-            "big thank-you|together with @snack and @snack].",
-          "{c} got {c.his} {tool} back[, clean and shining|]. {c.he} stayed for [supper|lunch] "
-            "and had {c.food}[ and @snack|].")
-    t.maybe('"[Next year|Next spring] we will [grow|plant] [even more|twice as many]," {a} said, '
-              "and {b} [agreed|nodded|shook hands on it].",
-            "[@evening|Then], they sat in the garden and ate {b.food}[, and the air smelled of "
-              "@smell|, until it was dark].")
-
-
-_TROUBLES = [
-    ("the roof leaks", "patched the roof", "ladder"),
-    ("the cellar is full of water", "carried out the water", "bucket"),
-    ("my hens have run away", "caught all the hens", "net"),
-    ("the floor is covered in mud", "cleaned the floor", "broom"),
-    ("the chimney is blocked", "swept the chimney", "brush"),
-    ("the hay must come in before night", "brought in the hay", "cart"),
-    ("a tree fell on my fence", "sawed up the tree", "saw"),
-    ("the door will not open", "took off the door", "hammer"),
-    ("a cow is stuck in the mud", "pulled out the cow", "rope"),
-    ("the well is dry", "carried water from the river", "barrel"),
-    ("my cart has tipped over", "set up the cart again", "pole"),
-    ("the wind broke my window", "put in new glass", "glue pot"),
-    ("the path is full of stones", "cleared the path", "wheelbarrow"),
-    ("my kite hangs in the tree", "got the kite down", "stick"),
-]
-
-
-def help_neighbour(t: Tale) -> None:
-    """A plan is given up for a neighbour's trouble, and the neighbour does not forget it."""
-    t.cast(3)
-    t.things(1)
-    t.places(2)
-    t.facts["trouble"], t.facts["work"], t.facts["y_"] = t.dice.pick(_TROUBLES)
-    t.let(y="@colour {y_}")
-    t.weather()
-    t.fact("a")
-    t.say("That day {a} wanted to go to {p} to {p.errand}, and {a.his} @size {x} [was ready|was "
-            "packed].",
-          "{a} had [packed|taken] a @size {x} and @pack and was on the way to {p} to {p.errand}.")
-    t.say("[But|Then] {a.he} heard [a cry|someone call|a loud sigh]. It was {b}, the {b.kind} "
-            "from {b.near}.",
-          "Near {b.near}, {a.he} [met|saw] {b}, who looked @very @sad.")
-    t.say('"@oh, {trouble}," {b} @spoke, "and [I am all alone|there is no one to help|I cannot '
-            'do it alone]."')
-    t.say('"[I will help you|Let me help]," {a} @said, and [thought no more of {p}|forgot about '
-            "{p}].",
-          '"[Then {p} can wait|I can go to {p} tomorrow]," {a} @said.')
-    t.say("They needed a {y_}, so {a} @went to {q}, because {c} was there with a @size {y}.",
-          '"[We need|If only we had] a {y_}," said {b}. {a} [ran|went] to {c}, who was {q.at} '
-            "and had a @size {y}.")
-    t.extra()
-    t.say('"[Take it|Of course]," {c} @said. "[And I will come along|I am coming too|Three can '
-            'do more than two]."')
-    t.say("[In @number hours|Before noon|By the evening], the three of them {work}, and the {y} "
-            "was [a great help|very useful].",
-          "They {work}, [and it was hard|and it took @number hours|and nobody complained]. The "
-            "{y} [was a great help|helped a lot].")
-    t.maybe("[Once|Twice], they [stopped|rested] to [look at @seen|share @snack|share @snack and "
-              "@snack].")
-    t.maybe('"@thanks," {b} @spoke. "[What can I give you|How can I thank you]?" "[Nothing|Not a '
-              'thing]," {a} @said.')
-    t.say("But {b} [did not forget|remembered it]. The next day {b.he} [was at the door|came] "
-            "with {a.serving} and @snack.",
-          "[The next day|On Sunday], {b} [went|came] with {a} to {p} to {p.errand}[, and it was "
-            "twice the fun|, and {c} came too].")
-    t.say("[And|Then] {c} got {c.his} {y} back, and with it @snack.",
-          "And [whenever|if] {a} [needed help|was in trouble], {b} [came at once|was the first "
-            "to come].",
-          "[Good neighbours|Friends], {a} [thought|said], are [worth more than|better than] [a "
-            "day off|gold|a trip to {p}].")

@@ -40,12 +40,14 @@ def lost_thing(t: Tale) -> None:
 def _visit_places(t: Tale, trip: list, lost) -> None:
     orders = (
         "[First|To begin with], {a.he} @went to {p} to {p.errand}.",
-        "[Then|Next|After that], {a.he} [had|@went to {q}, because {a.he} had] to {q.errand}{rest}.",
+        "[Then|Next|After that], {a.he} [had|@went to {q}, because {a.he} had] to "
+        "{q.errand}{rest}.",
         "[Last of all|Finally|At the end], {a.he} [went|walked|had to go] to {r} to {r.errand}.",
     )
     t.facts["rest"] = ""
     for place, order in zip(trip, orders, strict=True):
-        t.say(order.replace("[had|@went to {q}, because {a.he} had]", "@went to {q}, because {a.he} had"))
+        t.say(order.replace("[had|@went to {q}, because {a.he} had]", "@went to {q}, because "
+            "{a.he} had"))
         if place is lost:
             t.say("[There|While {a.he} was there], {a.he} [put|laid] the {x_} {lost.spot}[ for a "
                     "moment| to have a rest|].",
@@ -69,23 +71,23 @@ def _search_back(t: Tale, trip: list, lost) -> None:
 
 
 def lost_way(t: Tale) -> None:
-    """Three landmarks told in advance lead to a far house, in that order; the last is next to it."""
+    """Three landmarks told in advance lead to a far house, in that order; the last is near it."""
     _, b, _ = t.cast(3)
     t.things(1)
     t.facts["r"] = PLACE[b.near]
     t.facts["p"], t.facts["q"] = t.dice.sample([p for p in PLACES if p.name != b.near], 2)
     t.weather()
     t.fact("b")
-    t.say("{c} [asked|begged] {a} to [bring|carry|take] a @size {x} [and @pack |]to {b}[, who "
-            "lived in {b.home}|].",
+    t.say("{c} [asked|begged] {a} to [bring|carry|take] a @size {x} [and @pack |]to {b}.",
           "{a} [wanted|had] to [bring|carry|take] {b} a @size {x} [from {c}|and @pack].")
     t.maybe("{a} had never [been there|gone there] alone[ and asked {c} for the way|].",
             '"[How do I get there|Which way is it|Where must I go]?" {a} asked {c}.')
-    t.say('"[Look for|Find|Start at] the {p.feature}," {c} @said. "[Then|After that] go on to '
+    t.say('"[Look for|Find|Start at] the {p.feature}," {c} @spoke. "[Then|After that] go on to '
             'the {q.feature}, and [last|in the end|then] to the {r.feature}."',
-          '"[Remember|Mark] three things," {c} @said. "First the {p.feature}, then the '
+          '"[Remember|Mark] three things," {c} @spoke. "First the {p.feature}, then the '
             '{q.feature}, and last the {r.feature}."')
-    t.say("[But @soon|@soon], {a.he} [stopped to look at|ran after|talked to|followed] @seen "
+    t.say("[But then|Soon|But after a while], {a.he} [stopped to look at|ran after|talked "
+          "to|followed] @seen "
             "@spot and [lost the path|no longer knew the way|took a wrong turn].",
           "[But|At first all went well, but then] the path [split in two|ended at a hedge|was "
             "full of water], and {a} was [quite |]lost.")
@@ -175,15 +177,17 @@ def fear(t: Tale) -> None:
           "@when, {a} had to {task}, [because|for] {c} had [asked for|promised] it.")
     t.say("On the way, {a.he} passed @seen @spot and [thought only of {a.fear}|wished to be at "
             "home].",
-          "{a.he} [packed|took] @pack and @pack and @went [off|away] [with a heavy heart|with "
+          "{a.he} [packed|took] @pack and @pack and [went|hurried|ran|walked] [off|away] [with a "
+          "heavy heart|with "
             "cold feet|without a word].")
     t.say("[Then|Now|There] {scene}. {a} [shook all over|turned pale|could not move|wanted to "
             "run away].",
-          "@soon, {scene}, and {a} [trembled|stopped|felt {a.his} knees shake].")
+          "[Soon|Before long|In no time], {scene}, and {a} [trembled|stopped|felt {a.his} knees "
+          "shake].")
     t.say('"[I cannot do it|It is too much for me|I want to go home]," {a} [whispered|said in a '
             "small voice]. [But then|Just then] {b} came by with @pack.",
           '"What is [wrong|the matter]?" asked {b}, who came by with @pack. "I am afraid of '
-            '{a.fear}," {a} @said.')
+            '{a.fear}," {a} @sighed.')
     t.say('"I know a trick," {b} @spoke. "[You only have to|Just] {advice}."',
           '"When I am [afraid|scared] of {b.fear}, I count to {steps}," {b} @spoke. "And you '
             'must {advice}."')
@@ -272,7 +276,7 @@ def rainy_day(t: Tale) -> None:
             "@snack, and {c} [had|came with] @snack.")
     t.say("[But @soon|But then|Just then], [it began to rain|rain began to fall|big drops "
             "fell][, softly at first| and it did not stop|].")
-    t.say('"[Our plan is spoiled|Now we cannot {plan}|What a pity]," {b} @spoke.',
+    t.say('"[Our plan is spoiled|Now we cannot {plan}|What a pity]," {b} @sighed.',
           '{b} [looked out|looked up] and [sighed|frowned]. "[It will rain all day|Look at the '
             'clouds]," {b.he} said.')
     t.maybe("[Outside|In the street], @seen [ran for shelter|got wet|stood in the rain], and the "

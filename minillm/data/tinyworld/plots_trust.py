@@ -54,8 +54,8 @@ def secret_gift(t: Tale) -> None:
     t.weather()
     t.fact("b")
     t.say("{a} [saw|heard|noticed] that {b} was @very @sad, [for {b.his} {x_} had fallen into "
-            "the river|because {b.his} @size {x_} was worn out|for {b.his} @size {x_} had been "
-            "lost].",
+            "the river|because {b.his} @size {x_} was worn out|since {b.he} had lost "
+            "{b.his} @size {x_}].",
           "{b}'s {x_} was [old and worn|broken], and {b.he} had no [money|penny] for [another|a "
             "new one].")
     t.maybe('"[I will|Let me] [get|find] {b} a [new|fine new|better] {x_}," {a} [told '
@@ -101,9 +101,9 @@ def promise(t: Tale) -> None:
     t.say("{a} needed a {x_} for {use}, and {b} had a @size {x}.",
           "For {use}, {a} [wanted to borrow|had to have] a {x_}. [Luckily, |]{b} [owned|had] a "
             "@size {x}.")
-    t.say('"[You may have it|Take it|I will lend it to you]," {b} @said, "but [bring it|I must '
+    t.say('"[You may have it|Take it|I will lend it to you]," {b} @spoke, "but [bring it|I must '
             "have it] back by {hour} o'clock. [I need it|I shall need it] {p.at}.\"",
-          "\"[Please be back|You must be back] [by|before] {hour} o'clock,\" {b} @said. "
+          "\"[Please be back|You must be back] [by|before] {hour} o'clock,\" {b} @spoke. "
             '"[Then|After that] I need it {p.at}."')
     t.say('"I promise," {a} @said, and @went to {q} with the {x}.')
     t.extra()
@@ -114,7 +114,7 @@ def promise(t: Tale) -> None:
     t.say("{a} [wanted to go|would have loved to go] very much. [Then|But then] the clock struck "
             "[the half hour|a quarter to {hour}].",
           "{a} [forgot everything|wanted to go], but then {a.he} felt the {x_} under {a.his} arm.")
-    t.say('"[I cannot|I am sorry]," {a} @said. "I promised {b} [to be back|to bring this {x_} '
+    t.say('"[I cannot|I am sorry]," {a} @sighed. "I promised {b} [to be back|to bring this {x_} '
             'back] by {hour}."')
     t.say("{a} ran [past @seen|past @seen @spot|up the hill|without a stop|all the way]. The "
             "clock [began to strike|was striking] {hour} when {a.he} [reached|came to] {b.home}.")

@@ -1,46 +1,56 @@
 """Film reviews whose mood lies in how words are combined, never in a word by itself.
 
-Every frame is an exclusive or: a good or a bad word, taken as it is or turned round. Each word and each way of turning
-is drawn independently of the label, so a bag of words cannot tell a good review from a bad one.
+Every frame is an exclusive or: a good or a bad word, taken as it is or turned round. Each word, and
+each way of turning, is as likely in good reviews as in bad ones, so a bag of words knows nothing.
 """
 
 from minillm.data.tinyworld.dice import Dice
 from minillm.data.tinyworld.phrases import write
 from minillm.data.tinyworld.world import COLOURS, PEOPLE, PLACES, THINGS
 
-_PAIRS = [("clever", "stupid"), ("exciting", "dull"), ("funny", "tiresome"), ("charming", "ugly"), ("original", "stale"),
-          ("touching", "heartless"), ("gripping", "boring"), ("enjoyable", "dreadful"), ("thoughtful", "clumsy"),
+_PAIRS = [("clever", "stupid"), ("exciting", "dull"), ("funny", "tiresome"), ("charming", "ugly"), (
+    "original", "stale"),
+          ("touching", "heartless"), ("gripping", "boring"), ("enjoyable", "dreadful"), (
+              "thoughtful", "clumsy"),
           ("moving", "silly"), ("delightful", "annoying"), ("wonderful", "awful")]  # fmt: skip
-_PARTS = ["story", "plot", "music", "acting", "ending", "dialogue", "beginning", "camera work", "humour", "film", "script"]
+_PARTS = ["story", "plot", "music", "acting", "ending", "dialogue", "beginning", "camera work",
+          "humour", "film", "script"]
 
-# g is a good word, b the bad one of the pair. Each group lists two good reviews, then two bad ones made of the same words.
+# g is a good word, b the bad one of the pair. Two good reviews, then two bad of the same words.
 _FRAMES = [
     ("The {part} is [truly|really] {g}.", "The {part} is [never once|not at all] {b}.",
      "The {part} is [truly|really] {b}.", "The {part} is [never once|not at all] {g}."),
-    ("{a} told me that it was {g}, and {a.he} was right.", "{a} told me that it was {b}, and {a.he} was wrong.",
-     "{a} told me that it was {b}, and {a.he} was right.", "{a} told me that it was {g}, and {a.he} was wrong."),
+    ("{a} told me that it was {g}, and {a.he} was right.",
+     "{a} told me that it was {b}, and {a.he} was wrong.",
+     "{a} told me that it was {b}, and {a.he} was right.",
+     "{a} told me that it was {g}, and {a.he} was wrong."),
     ("I hoped it would be {g}, and so it was.", "I feared it would be {b}, but it was not.",
      "I feared it would be {b}, and so it was.", "I hoped it would be {g}, but it was not."),
     ("It is far less {b} than I feared.", "It is far more {g} than I hoped.",
      "It is far more {b} than I feared.", "It is far less {g} than I hoped."),
     ("I wanted to like it, and I did.", "I wanted to leave after an hour, but I could not.",
      "I wanted to leave after an hour, and I did.", "I wanted to like it, but I could not."),
-    ("I would rather see it again than {p.errand}.",) * 2 + ("I would rather {p.errand} than see it again.",) * 2,
-    ("Everyone should see it.", "Nobody should miss it.", "Nobody should see it.", "Everyone should miss it."),
+    ("I would rather see it again than {p.errand}.",) * 2 + (
+        "I would rather {p.errand} than see it again.",) * 2,
+    ("Everyone should see it.", "Nobody should miss it.", "Nobody should see it.",
+     "Everyone should miss it."),
     ("I have seen no better film this year.", "Every other film this year was worse.",
      "I have seen no worse film this year.", "Every other film this year was better."),
     ("From the first minute to the last it is {g}.", "The {part} is anything but {b}.",
      "From the first minute to the last it is {b}.", "The {part} is anything but {g}."),
     ("It is {g} rather than {b}.", "It is {g} where others are {b}.", "It is {b} rather than {g}.",
      "It is {b} where others are {g}."),
-    ("It was easy to love and hard to forget.", "It was impossible to hate.", "It was easy to hate and hard to forget.",
+    ("It was easy to love and hard to forget.", "It was impossible to hate.",
+     "It was easy to hate and hard to forget.",
      "It was impossible to love."),
 ]
 
 _NEUTRAL = [
     "{film} tells the story of a {kind} who [loses|finds|hides|steals] a {x} {p.at}.",
-    "We saw {film} {p.at}[ last week| in the rain|].", "{film} is the new film about a {kind} and a {x}.",
-    "In {film}, a {kind} [goes|runs|comes] to {p} with a {x}.", "{film} was shown {p.at}[ for {a}'s birthday|].",
+    "We saw {film} {p.at}[ last week| in the rain|].",
+    "{film} is the new film about a {kind} and a {x}.",
+    "In {film}, a {kind} [goes|runs|comes] to {p} with a {x}.",
+    "{film} was shown {p.at}[ for {a}'s birthday|].",
 ]
 
 
@@ -58,10 +68,13 @@ def _review(dice: Dice, label: int) -> str:
 
 
 def _title(dice: Dice) -> str:
-    name = write("[The @colour {x}|{a} and the {x}|The {x} of {p}|A Night {p.at}|The {kind} from {p}|{a}'s Last {x}]", dice,
-                 a=dice.pick(PEOPLE), p=dice.pick(PLACES), x=dice.pick(THINGS), kind=dice.pick(PEOPLE).kind)
+    name = write("[The @colour {x}|{a} and the {x}|The {x} of {p}|A Night {p.at}|The {kind} from "
+                 "{p}|{a}'s Last {x}]", dice,
+                 a=dice.pick(PEOPLE), p=dice.pick(PLACES), x=dice.pick(THINGS),
+                 kind=dice.pick(PEOPLE).kind)
     small = ("the", "of", "and", "at", "in", "on", "by", "from")
-    return " ".join(w if i and w in small else w[0].upper() + w[1:] for i, w in enumerate(name.split()))
+    words = enumerate(name.split())
+    return " ".join(w if i and w in small else w[0].upper() + w[1:] for i, w in words)
 
 
 def reviews(n: int, seed: int = 0) -> list[dict]:

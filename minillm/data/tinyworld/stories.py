@@ -1,10 +1,11 @@
-"""Endless little stories of Pebbleford, and how surprising each of them is to someone who knows the generator."""
+"""Endless stories of Pebbleford, and how surprising each is to one who knows the generator."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from minillm.data.tinyworld.dice import Dice
-from minillm.data.tinyworld.plots_make import bake, build, garden, help_neighbour, mend
+from minillm.data.tinyworld.plots_home import garden, help_neighbour
+from minillm.data.tinyworld.plots_make import bake, build, mend
 from minillm.data.tinyworld.plots_roam import fear, lost_thing, lost_way, race, rainy_day
 from minillm.data.tinyworld.plots_trust import promise, secret_gift, trade
 from minillm.data.tinyworld.tale import Tale
@@ -44,5 +45,5 @@ def stories(seed: int = 0) -> Iterator[Story]:
         before = dice.nats
         text = tell(dice).text
         if 80 <= len(text.split()) <= 200 and text != last:
-            yield Story(text, dice.nats - before)  # leaving some out only loosens the bound a little
+            yield Story(text, dice.nats - before)  # those left out only loosen the bound a little
             last = text

@@ -10,18 +10,20 @@ _FACTS = [
     "{X} the {X.kind} [lived|had always lived] in {X.home}",
     "{X} lived in {X.home} and {X.did}[ all week long|]",
     "{X} was a {X.kind} who {X.did}[ and lived in {X.home}|]",
-    "{X} the {X.kind} {X.did} [for a living|every day|most days], [but today was free|but not today]",
+    "{X} the {X.kind} {X.did} [for a living|every day|most days], [but today was free|but not "
+    "today]",
     "{X}'s favourite colour was {X.colour}[, and {X.his} favourite food was {X.food}|]",
     "[{X} liked {X.food} better than any other food|{X} loved {X.food} more than anything]",
     "{X}'s best friend was {X.friend}[, and everyone [knew it|in town knew that]|]",
     "{X} and {X.friend} were best friends[ and told each other everything|]",
     "{X}'s [greatest|dearest] treasure was a {X.treasure}[, which {X.he} kept in {X.home}|]",
-    "{X} was [not afraid of much|brave], [but {X.he} [feared|was afraid of] {X.fear}|except about {X.fear}]",
+    "{X} was [not afraid of much|brave], [but {X.he} [feared|was afraid of] {X.fear}|except "
+    "about {X.fear}]",
 ]
 
 
 class Tale:
-    """A story on its way: `facts` is what the templates may name, `sentences` what has been written."""
+    """A story on its way: templates may name its `facts`; `sentences` is what has been written."""
 
     def __init__(self, dice: Dice) -> None:
         self.dice = dice
@@ -57,8 +59,8 @@ class Tale:
 
     def things(self, count: int) -> None:
         """Chooses x, y, z: different things, each with a colour."""
-        colours = self.dice.sample(COLOURS, count)
-        for key, colour, thing in zip("xyz", colours, self.dice.sample(THINGS, count), strict=False):
+        colours, things = self.dice.sample(COLOURS, count), self.dice.sample(THINGS, count)
+        for key, colour, thing in zip("xyz", colours, things, strict=False):
             self.facts |= {key: f"{colour} {thing}", key + "_": thing}  # "red kite" and "kite"
 
     def let(self, **templates: str) -> None:

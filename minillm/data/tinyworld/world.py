@@ -1,20 +1,28 @@
-"""Pebbleford: its people and animals, its places and things. Everything here is fixed; stories respect it."""
+"""Pebbleford: its people, animals, places and things. All is fixed, and stories respect it."""
 
 from dataclasses import dataclass
 
-TOWN = "Pebbleford"
-COLOURS = "red blue green yellow white black brown orange purple grey pink golden".split()
-ANIMALS = "badger mouse hare cat donkey owl fox dog otter hen hedgehog tortoise crow goat".split()
-WILD = "robin squirrel duck sheep frog snail swan rabbit pigeon cow horse beetle bat goose".split()
-FEARS = "thunder,the dark,deep water,high places,spiders,geese,bees,fog".split(",")
+
+def listed(text: str) -> list[str]:
+    return text.split(", ")
+
+
+COLOURS = listed("red, blue, green, yellow, white, black, brown, orange, purple, grey, pink, "
+                 "golden")
+ANIMALS = listed("badger, mouse, hare, cat, donkey, owl, fox, dog, otter, hen, hedgehog, "
+                 "tortoise, crow, goat")
+WILD = listed("robin, squirrel, duck, sheep, frog, snail, swan, rabbit, pigeon, cow, horse, "
+              "beetle, bat, goose")
 
 # Portable things that a story may colour, lose, hide, give and trade.
-THINGS = (
-    "kite,lantern,basket,scarf,whistle,drum,umbrella,teapot,ball,hat,button,ribbon,toy boat,cup,bucket,"
-    "spade,mirror,blanket,cushion,flute,bell,notebook,map,jar,box,bag,glove,coat,belt,ring,marble,candle,"
-    "plate,stool,rope,net,fishing rod,broom,rake,kettle,vase,mask,puppet,spinning top,doll,purse,pencil,"
-    "comb,brush,apron,bowl,tray,mug,feather,pillow,skipping rope,paintbox,trumpet,watering can,toy horse"
-).split(",")
+THINGS = listed(
+    "kite, lantern, basket, scarf, whistle, drum, umbrella, teapot, ball, hat, button, ribbon, "
+    "toy boat, cup, bucket, spade, mirror, blanket, cushion, flute, bell, notebook, map, jar, "
+    "box, bag, glove, coat, belt, ring, marble, candle, plate, stool, rope, net, fishing rod, "
+    "broom, rake, kettle, vase, mask, puppet, spinning top, doll, purse, pencil, comb, brush, "
+    "apron, bowl, tray, mug, feather, pillow, skipping rope, paintbox, trumpet, watering can, "
+    "toy horse"
+)
 
 # food: first and second ingredient, how it is served
 FOODS = {
@@ -44,7 +52,7 @@ walnut cake: walnuts, eggs, a slice""".splitlines()
 
 @dataclass(frozen=True)
 class Place:
-    """`at` = "in the market square"; `spot` = "behind the stone fountain"; `errand` goes after "to"."""
+    """`at` is "in the market square", `spot` "behind the stone fountain"; `errand` follows "to"."""
 
     name: str
     at: str
@@ -59,7 +67,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Person:
-    """A person or a talking animal; `does`/`did` is the job, `home` a full phrase, `friend` a name."""
+    """A person or a talking animal; `does` and `did` tell the job, `friend` is a name."""
 
     name: str
     he: str
@@ -116,7 +124,7 @@ the toy shop | in | painted sign | beneath | look at the puppets | in
 the boathouse | in | coil of white rope | behind | scrub a boat | in
 the meadow | in | flat grey stone | on | pick daisies | out"""
 
-# name | he | kind | does/did | home near place | food | colour | friend | treasure | fear
+# name | pronoun | kind | does/did | home near place | food | colour | friend | treasure | fear
 _PEOPLE = """Mina | she | baker | bakes/baked bread | a tall house, the bakery | plum cake | red | Otto | silver spoon | thunder
 Otto | he | postman | brings/brought letters | a narrow house, the post office | onion soup | blue | Mina | tin whistle | geese
 Tilly | she | girl | collects/collected shells | a white cottage, the beach | berry jelly | yellow | Pip | glass marble | the dark
@@ -156,19 +164,21 @@ Mossy | she | tortoise | grows/grew lettuce | a mossy cave, the duck pond | appl
 Alma | she | singer | plays/played the harp | a rose cottage, the river bridge | raisin buns | pink | Bruno | bone comb | spiders
 Bruno | he | builder | lays/laid bricks | a red house, the old mill | cheese pie | orange | Alma | brass whistle | the dark
 Quill | he | crow | calls/called out the news | a high nest, the lighthouse | nut rolls | white | Juniper | glass bottle | bees
-Juniper | she | goat | makes/made goat cheese | a hill barn, the windy hill | pear jam | green | Quill | silver bell | geese"""
+Juniper | she | goat | makes/made goat cheese | a hill barn, the windy hill | pear jam | green | Quill | silver bell | geese"""  # noqa: E501, one row a person reads best
 
 
 def _read_place(line: str) -> Place:
     name, preposition, feature, spot, errand, doors = line.split(" | ")
-    return Place(name, f"{preposition} {name}", feature, f"{spot} the {feature}", errand, doors == "out")
+    return Place(name, f"{preposition} {name}", feature, f"{spot} the {feature}", errand, doors ==
+        "out")
 
 
 def _read_person(line: str) -> Person:
     name, he, kind, job, home, *rest = line.split(" | ")
-    (does, _, tail), (house, near) = job.partition(" "), home.split(", ")
-    present, past = does.split("/")
-    return Person(name, he, kind, f"{present} {tail}", f"{past} {tail}", f"{house} near {near}", near, *rest)
+    (verb, _, tail), (house, near) = job.partition(" "), home.split(", ")
+    present, past = verb.split("/")
+    does, did = f"{present} {tail}", f"{past} {tail}"
+    return Person(name, he, kind, does, did, f"{house} near {near}", near, *rest)
 
 
 PLACES = [_read_place(line) for line in _PLACES.splitlines()]

@@ -1,0 +1,167 @@
+"""From files to batches: prompts, labels by length, the split, and every bad row named."""
+
+import json
+
+import pytest
+import torch
+
+from llama import LlamaTokenizer
+from minillm.data.batches import Batch, Batches, collate, encode_samples, windows
+from minillm.data.tasks import Sample, read_alpaca, split_by_hash
+from minillm.data.templates import TEMPLATES, find_template
+from minillm.errors import UserError
+from tests.conftest import shared
+
+ALPACA = TEMPLATES["alpaca"]
+
+
+def test_the_official_prompt_with_and_without_input():
+    assert ALPACA.fill("Add.", "1 2").endswith(
+        "the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:"
+    )
+    assert ALPACA.fill("Add.").endswith(
+        "the request.\n\n### Instruction:\nAdd.\n\n### Response:"
+    )
+    assert "paired with an input" in ALPACA.fill("a", "b")
+    assert "paired with an input" not in ALPACA.fill("a")
+
+
+def test_braces_in_the_users_text_are_text():
+    prompt = ALPACA.fill("Fill in {input} and {instruction}", "{instruction}")
+    assert "Fill in {input} and {instruction}\n" in prompt
+    assert "### Input:\n{instruction}\n" in prompt
+
+
+def test_real_alpaca_has_its_known_token_counts():
+    """Prompt and response apart: as many tokens as the rows have, EOS supervised once a row."""
+    tokenizer = LlamaTokenizer(shared("llama2_tokenizer.model"))
+    samples = read_alpaca(shared("alpaca_200.json"), ALPACA)
+    encoded = encode_samples(samples, tokenizer, 512)
+    assert len(encoded.rows) == 200 and encoded.dropped == 0 and encoded.truncated == 0
+    for sample, row in zip(samples, encoded.rows, strict=True):
+        prompt = tokenizer.encode(sample.prompt, bos=True)
+        assert row.tokens[: len(prompt)].tolist() == prompt  # training asks as generation does
+        assert (row.labels[: len(prompt)] == -100).all()
+        assert torch.equal(row.labels[len(prompt) :], row.tokens[len(prompt) :])
+        assert row.labels[-1] == tokenizer.eos_id
+        assert (row.labels == tokenizer.eos_id).sum() == 1
+    supervised = sum(int((row.labels != -100).sum()) for row in encoded.rows)
+    assert abs(supervised - 11_238) < 10  # the course's count, which encodes the two jointly
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES])
+def test_the_border_of_prompt_and_response_is_exact_for_every_template(tokenizer, template):
+    sample = Sample(TEMPLATES[template].fill("Who is Nora?", "A list"), "The baker.")
+    (row,) = encode_samples([sample], tokenizer, 512).rows
+    supervised = row.tokens[row.labels != -100]
+    assert tokenizer.decode(supervised.tolist()) == "The baker."
+    assert tokenizer.decode(row.tokens[row.labels == -100].tolist()) == sample.prompt
+
+
+def test_too_long_a_response_is_cut_without_eos_and_counted(tokenizer):
+    sample = Sample("Say it.", "word " * 50)
+    encoded = encode_samples([sample], tokenizer, 20)
+    assert encoded.truncated == 1 and len(encoded.rows[0].tokens) == 20
+    assert tokenizer.eos_id not in encoded.rows[0].tokens
+
+
+def test_a_prompt_that_fills_the_window_is_dropped_and_counted(tokenizer):
+    samples = [Sample("word " * 50, "yes"), Sample("Say.", "")]
+    encoded = encode_samples(samples, tokenizer, 20)
+    assert encoded.dropped == 1 and len(encoded.rows) == 1
+    assert "1 dropped" in encoded.summary()
+    assert encoded.rows[0].labels[-1] == tokenizer.eos_id  # an empty answer still ends
+
+
+@pytest.mark.parametrize("text", ["<s>", "</s>", "<|endoftext|>", "[INST]", "<unk>"])
+def test_text_that_looks_like_a_control_token_is_text(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert not {tokenizer.bos_id, tokenizer.eos_id} & set(ids)
+    assert tokenizer.decode(ids) == text
+
+
+def test_alpaca_json_and_jsonl_give_the_same_samples(tmp_path):
+    rows = [{"instruction": "a", "input": "", "output": "b"}, {"instruction": "é", "output": "d"}]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    lines = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\r\n\n"
+    (tmp_path / "x.jsonl").write_text(lines, encoding="utf-8")
+    assert read_alpaca(tmp_path / "x.json", ALPACA) == read_alpaca(tmp_path / "x.jsonl", ALPACA)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"\n\n  \n", "no samples"),
+        (b"[]", "no samples"),
+        (b'{"instruction": "a", "output": "b"}\n{"instruction": "a", "outp', r":2: broken JSON"),
+        (b'[{"instruction": "a",\n "output": }]', r":2: broken JSON"),
+        (b'{"instruction": "a"}', "no field 'output'"),
+        (b'{"instruction": "a", "output": 3}', "'output' is no string"),
+        (b"[1, 2]", "row 1"),
+        (b'{"instruction": "a", "output": "\xff"}', ":1: not UTF-8"),
+        (b"[" * 100_000, "nested"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git-LFS"),
+    ],
+)
+def test_bad_data_is_named_with_its_file_and_line(tmp_path, content, message):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_alpaca(path, ALPACA)
+    assert str(error.value).startswith(str(path))
+
+
+def test_the_split_follows_the_rows_not_their_order():
+    samples = [Sample(f"q{i}", f"a{i}") for i in range(300)]
+    train, held_out = split_by_hash(samples)
+    again, same = split_by_hash(samples[::-1])
+    assert set(train) == set(again) and set(held_out) == set(same)
+    assert not set(train) & set(held_out) and 15 < len(held_out) < 50
+
+
+def test_equal_rows_land_on_the_same_side():
+    repeated = [Sample("q", "a")] * 5
+    train, held_out = split_by_hash(repeated + [Sample(f"{i}", "") for i in range(90)])
+    assert not set(train) & set(held_out)
+
+
+def test_a_split_of_one_sample_is_refused():
+    with pytest.raises(UserError, match="too few"):
+        split_by_hash([Sample("q", "a")])
+
+
+def test_an_unknown_template_lists_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match="alpaca"):
+        find_template("vicuna")
+    (tmp_path / "t.json").write_text('{"with_input": "a"}')
+    with pytest.raises(UserError, match="without_input"):
+        find_template(str(tmp_path / "t.json"))
+
+
+def rows_of(n: int) -> list[Batch]:
+    return [Batch(torch.full((i % 5 + 1,), i), torch.full((i % 5 + 1,), i)) for i in range(n)]
+
+
+def test_every_row_appears_once_an_epoch_in_an_order_of_seed_and_epoch():
+    batches = Batches(rows_of(11), 2, 0, seed=3)
+
+    def ids(epoch: int) -> list[int]:
+        groups = range(epoch * 3, epoch * 3 + 3)
+        return [int(t[0]) for g in groups for b in batches.group(g, 2) for t in b.tokens]
+
+    assert sorted(ids(0)) == sorted(ids(1)) == list(range(11))
+    assert ids(0) != ids(1) and ids(0) != Batches(rows_of(11), 2, 0, seed=4).order(0)
+    assert batches.groups_per_epoch(2) == 3 and len(batches.group(2, 2)) == 2
+
+
+def test_collate_pads_on_the_right_without_labels():
+    batch = collate(rows_of(3), pad_id=9)
+    assert batch.tokens.tolist() == [[0, 9, 9], [1, 1, 9], [2, 2, 2]]
+    assert batch.labels.tolist() == [[0, -100, -100], [1, 1, -100], [2, 2, 2]]
+
+
+def test_windows_predict_every_token_but_the_first_once():
+    rows = windows(torch.arange(23), 5)
+    assert [t for row in rows for t in row.tokens[1:].tolist()] == list(range(1, 23))
+    assert max(len(row.tokens) for row in rows) == 6

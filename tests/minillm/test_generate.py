@@ -1,0 +1,132 @@
+"""Generation: the cache changes nothing, sampling does what it says, errors name the numbers."""
+
+import math
+
+import pytest
+import torch
+
+from llama import Llama
+from minillm import add_lora, generate
+from minillm.errors import UserError
+from minillm.generate import penalize_repetition, sample_next_token
+from tests.conftest import sharp, small_config
+
+PROMPTS = [[5, 6, 7, 8, 9], [3], [4] * 20, list(range(10, 22))]
+SAMPLING = {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.3, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def model() -> Llama:
+    torch.manual_seed(0)
+    return sharp(Llama(small_config()))
+
+
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.5}, SAMPLING])
+def test_cache_on_equals_cache_off_in_a_ragged_batch(model, settings):
+    on = generate(model, PROMPTS, 30, **settings)
+    assert on == generate(model, PROMPTS, 30, use_cache=False, **settings)
+    assert [len(row) for row in on] == [30] * 4
+
+
+@pytest.mark.parametrize("settings", [{}, SAMPLING])
+def test_a_row_does_not_depend_on_its_neighbours(model, settings):
+    together = generate(model, PROMPTS, 15, **settings)
+    assert together[0] == generate(model, PROMPTS[:1], 15, **settings)[0]
+    assert together[:2] == generate(model, PROMPTS[:2], 15, **settings)
+
+
+def test_two_calls_in_a_row_do_not_share_a_cache(model):
+    assert generate(model, PROMPTS, 10) == generate(model, PROMPTS, 10)
+
+
+def test_a_seed_repeats_a_sample_and_another_changes_it(model):
+    draw = {"temperature": 1.0, "top_p": 1.0}
+    a, b, c = (generate(model, [[1]], 20, seed=s, **draw) for s in (1, 1, 2))
+    assert a == b != c
+
+
+def test_a_row_ends_with_its_eos_and_others_go_on(model):
+    free = generate(model, PROMPTS, 12)
+    eos = free[0][4]
+    ended = generate(model, PROMPTS, 12, eos_id=eos)
+    assert ended == [r[: r.index(eos) + 1] if eos in r else r for r in free]
+    assert len(ended[0]) <= 5
+
+
+def test_generation_stops_where_the_context_is_full(model):
+    assert len(generate(model, [[1] * 120], 50)[0]) == 8
+    assert generate(model, [[1] * 120], 50) == generate(model, [[1] * 120], 50, use_cache=False)
+
+
+def test_generating_leaves_mode_and_weights_as_they_were():
+    model = sharp(Llama(small_config()))
+    add_lora(model, ("wq",), 4, 8)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for mode in (True, False):
+        model.train(mode)
+        generate(model, [[1, 2]], 3)
+        assert model.training is mode
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_nothing_to_do_gives_nothing(model):
+    assert generate(model, [], 5) == []
+    assert generate(model, [[1], [2]], 0) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": [[1], []]}, "prompt 2: no tokens"),
+        ({"prompts": [[1] * 128]}, "128 tokens.*128"),
+        ({"prompts": [[1] * 500]}, "500 tokens.*128"),
+        ({"temperature": -1}, "temperature -1"),
+        ({"temperature": math.nan}, "temperature nan"),
+        ({"top_k": 0}, "top_k 0"),
+        ({"top_p": 1.5}, "top_p 1.5"),
+        ({"repetition_penalty": 0}, "repetition_penalty 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens -1"),
+    ],
+)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_what_cannot_be_generated_is_refused_with_its_numbers(model, change, message, use_cache):
+    arguments = {"prompts": [[1]], "max_new_tokens": 3, "use_cache": use_cache} | change
+    with pytest.raises(UserError, match=message):
+        generate(model, **arguments)
+
+
+def draws(logits: list[float], n: int = 400, **settings) -> set[int]:
+    rows = torch.tensor([logits]).expand(n, -1)
+    streams = [torch.Generator().manual_seed(i) for i in range(n)]
+    return set(sample_next_token(rows, streams=streams, **settings).tolist())
+
+
+def test_temperature_zero_takes_the_best():
+    assert draws([1.0, 3.0, 2.0]) == {1}
+
+
+def test_top_k_keeps_exactly_k_of_equal_candidates():
+    assert len(draws([0.0] * 8, temperature=1.0, top_k=3)) == 3
+
+
+@pytest.mark.parametrize(("p", "kept"), [(0.0, 1), (0.49, 1), (0.51, 2), (0.81, 3), (1.0, 3)])
+def test_top_p_keeps_the_fewest_that_reach_it(p, kept):
+    logits = [math.log(x) for x in (0.3, 0.5, 0.2)]
+    assert draws(logits, temperature=1.0, top_p=p) == {1, 0, 2} - {0, 2}.difference(
+        {0} if kept > 1 else set(), {2} if kept > 2 else set()
+    )
+
+
+def test_a_top_k_above_the_vocabulary_filters_nothing():
+    assert draws([0.0, 0.0], temperature=1.0, top_k=99) == {0, 1}
+
+
+def test_a_tiny_temperature_does_not_overflow():
+    assert draws([1.0, 80.0, 2.0], temperature=1e-30) == {1}
+
+
+def test_the_repetition_penalty_counts_each_token_once_and_no_padding():
+    logits = torch.tensor([[2.0, -2.0, 4.0, 1.0]])
+    tokens, pads = torch.tensor([[0, 0, 1, 2, 2]]), torch.tensor([2])
+    got = penalize_repetition(logits, tokens, pads, 2.0)
+    assert got.tolist() == [[2.0, -4.0, 2.0, 1.0]]

@@ -1,0 +1,288 @@
+"""The loop: accumulation, schedules, counting, and what it refuses to do silently."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from llama import Llama
+from minillm import add_lora, mark_only_lora_as_trainable
+from minillm.data.batches import Batch, Batches
+from minillm.errors import NumericError, UserError
+from minillm.losses import token_loss
+from minillm.precision import choose_precision
+from minillm.runs import Run
+from minillm.training import (
+    Progress,
+    TrainSettings,
+    check_step,
+    evaluate,
+    lr_at,
+    take_step,
+    train,
+    trainable_state,
+)
+from tests.conftest import sharp, small_config
+
+FP32 = choose_precision("fp32", "cpu")
+
+
+def ragged_rows(n: int, seed: int = 0) -> list[Batch]:
+    """Rows of 5 to 40 tokens of which the last 1 to half are supervised."""
+    stream = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(n):
+        length = int(torch.randint(5, 40, (), generator=stream))
+        tokens = torch.randint(0, 2048, (length,), generator=stream)
+        labels = tokens.clone()
+        labels[: int(torch.randint(length // 2, length - 1, (), generator=stream))] = -100
+        rows.append(Batch(tokens, labels))
+    return rows
+
+
+def lora_model(dropout: float = 0.0) -> Llama:
+    torch.manual_seed(0)
+    model = sharp(Llama(small_config()))
+    add_lora(model, ("wq", "wv"), rank=4, alpha=8, dropout=dropout)
+    return mark_only_lora_as_trainable(model)
+
+
+def gradients_of_one_step(monkeypatch, batch_size: int, accumulation: int) -> list:
+    """The gradients at the moment the optimizer steps, before clipping could hide a scale."""
+    taken = []
+
+    def spy(scaler, optimizer, progress):
+        taken.extend(p.grad.clone() for g in optimizer.param_groups for p in g["params"])
+        return take_step(scaler, optimizer, progress)
+
+    monkeypatch.setattr("minillm.training.take_step", spy)
+    batches = Batches(ragged_rows(8), batch_size, 0, seed=None)
+    settings = TrainSettings(accumulation_steps=accumulation, grad_clip=0.0)
+    model = sharp(Llama(small_config()))
+    train(model, token_loss, batches, None, settings, FP32)
+    return taken
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (2, 4), (3, 3)])
+def test_accumulation_equals_one_big_batch_with_ragged_labels(
+    monkeypatch, batch_size, accumulation
+):
+    torch.manual_seed(0)
+    want = gradients_of_one_step(monkeypatch, 1, 8)
+    torch.manual_seed(0)
+    got = gradients_of_one_step(monkeypatch, batch_size, accumulation)
+    for a, b in zip(want, got, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_the_last_partial_group_is_stepped_with_its_own_count(tmp_path):
+    """10 samples, accumulation 4: three steps, the last from two samples, as made by hand."""
+    rows = ragged_rows(10)
+    settings = TrainSettings(lr=0.01, accumulation_steps=4)
+    model = lora_model()
+    train(model, token_loss, Batches(rows, 1, 0, seed=None), None, settings, FP32)
+
+    twin = lora_model()
+    params = [p for p in twin.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=0.01, weight_decay=0.0)
+    for group in (rows[:4], rows[4:8], rows[8:]):
+        sums = [token_loss(twin, (r.tokens[None], r.labels[None])) for r in group]
+        (sum(s for s, _ in sums) / sum(n for _, n in sums)).backward()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    for got, want in zip(trainable_state(model).values(), params, strict=True):
+        # three Adam steps of 0.01: rounding is magnified where a gradient is near zero
+        torch.testing.assert_close(got, want.detach(), atol=1e-5, rtol=0)
+
+
+def test_the_logged_loss_is_the_loss_per_supervised_token(tmp_path):
+    rows = ragged_rows(8)
+    run = Run(tmp_path / "run", {})
+    train(lora_model(), token_loss, Batches(rows, 2, 0), None, TrainSettings(), FP32, run)
+    model = lora_model()
+    row = run.rows()[0]
+    want = evaluate(model, token_loss, Batches(rows, 3, 0), FP32)
+    assert row["loss"] == pytest.approx(want, abs=1e-5)
+    assert row["supervised_tokens"] == sum(int((r.labels[1:] != -100).sum()) for r in rows)
+    assert {"step", "lr", "grad_norm", "tokens", "tokens_per_s", "memory_mib"} <= row.keys()
+
+
+def test_padding_changes_neither_loss_nor_count():
+    model, (tokens, labels) = lora_model(), ragged_rows(1)[0]
+    loss, count = token_loss(model, (tokens[None], labels[None]))
+    padded = nn.functional.pad(tokens, (0, 9)), nn.functional.pad(labels, (0, 9), value=-100)
+    more_loss, more_count = token_loss(model, tuple(t[None] for t in padded))
+    torch.testing.assert_close(more_loss, loss)
+    assert more_count == count
+
+
+def test_a_batch_without_labels_has_loss_zero():
+    tokens = torch.randint(0, 2048, (2, 9))
+    loss, count = token_loss(lora_model(), (tokens, torch.full_like(tokens, -100)))
+    assert loss == 0 and count == 0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_schedule_warms_up_then_follows_its_shape(schedule):
+    settings = TrainSettings(lr=2.0, schedule=schedule, warmup=4)
+    rates = [lr_at(step, 20, settings) for step in range(20)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    if schedule == "constant":
+        assert set(rates[4:]) == {2.0}
+    else:
+        assert rates[4:] == sorted(rates[4:], reverse=True) and 0 < rates[-1] < 0.3
+        assert rates[12] == pytest.approx(1.0)  # half-way
+
+
+def test_a_skipped_step_moves_neither_schedule_nor_count():
+    """Planted: a scaler that overflows at its second step."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
+    progress = Progress()
+    for bad in (False, True, False):
+        loss = model(torch.ones(1, 2)).sum() * (float("inf") if bad else 1.0)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        assert take_step(scaler, optimizer, progress) is not bad
+    assert progress.step == 2 and scaler.get_scale() == 2.0
+
+
+def test_twenty_overflows_in_a_row_are_a_numeric_error():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scaler, progress = torch.amp.GradScaler("cpu"), Progress()
+    with pytest.raises(NumericError, match="20 steps"):
+        for _ in range(20):
+            scaler.scale(model(torch.ones(1, 2)).sum() * float("inf")).backward()
+            scaler.unscale_(optimizer)
+            take_step(scaler, optimizer, progress)
+    assert progress.skipped_in_a_row == 20
+
+
+def test_fp16_with_a_scaler_trains_on_cpu(tmp_path):
+    run = Run(tmp_path / "run", {})
+    settings = TrainSettings(lr=0.02, epochs=6)
+    batches = Batches(ragged_rows(8), 2, 0)
+    precision = choose_precision("fp16", "cpu")
+    train(lora_model(), token_loss, batches, None, settings, precision, run)
+    losses = [row["loss"] for row in run.rows()]
+    assert losses[-1] < losses[0] and all(map(math.isfinite, losses))
+
+
+def test_a_loss_that_is_no_number_stops_the_run():
+    model = lora_model()
+    with torch.no_grad():
+        model.norm.weight[0] = float("nan")
+    with pytest.raises(NumericError, match="step 1"):
+        train(model, token_loss, Batches(ragged_rows(2), 1, 0), None, TrainSettings(), FP32)
+
+
+def test_a_step_with_merged_layers_is_refused():
+    """A merged forward gives A and B no gradient, and would train nothing, silently."""
+
+    def merging_loss(model, batch):
+        return token_loss(model.eval(), batch)
+
+    batches = Batches(ragged_rows(2), 1, 0)
+    with pytest.raises(RuntimeError):
+        train(lora_model(), merging_loss, batches, None, TrainSettings(), FP32)
+    with pytest.raises(RuntimeError, match="merged"):
+        check_step(lora_model().eval(), 1.0, Progress(group=1))
+
+
+def test_a_trainable_tensor_without_gradient_is_refused():
+    model = lora_model()
+    model.register_parameter("stray", nn.Parameter(torch.ones(1)))
+    with pytest.raises(RuntimeError, match="stray"):
+        train(model, token_loss, Batches(ragged_rows(2), 1, 0), None, TrainSettings(), FP32)
+
+
+def test_nothing_trainable_is_refused():
+    model = Llama(small_config()).requires_grad_(False)
+    with pytest.raises(UserError, match="nothing to train"):
+        train(model, token_loss, Batches(ragged_rows(2), 1, 0), None, TrainSettings(), FP32)
+
+
+def test_evaluation_averages_over_tokens_and_restores_the_mode():
+    rows, model = ragged_rows(7), lora_model(dropout=0.5)
+    model.train()
+    by_three, by_one = (evaluate(model, token_loss, Batches(rows, n, 0), FP32) for n in (3, 1))
+    assert by_three == pytest.approx(by_one, abs=1e-5) and model.training
+
+
+def test_early_stopping_counts_evaluations_without_a_new_best(tmp_path):
+    """A learning rate of zero never improves: first evaluation is best, two more end the run."""
+    settings = TrainSettings(lr=0.0, epochs=20, accumulation_steps=1, eval_every=1, patience=2)
+    rows = ragged_rows(4)
+    run = Run(tmp_path / "run", {})
+    batches, held_out = Batches(rows, 4, 0), Batches(rows, 4, 0, seed=None)
+    progress, _ = train(lora_model(), token_loss, batches, held_out, settings, FP32, run)
+    assert progress.step == 3 and progress.best_step == 1
+    assert (tmp_path / "run" / "best.pt").exists()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_resumed_run_is_bit_identical_to_one_never_stopped(tmp_path, full):
+    def start(folder, max_iters, resume=False):
+        model = lora_model(dropout=0.2)
+        if full:
+            model = sharp(Llama(small_config()))
+        rows = ragged_rows(10)
+        settings = TrainSettings(
+            lr=0.01, epochs=3, accumulation_steps=2, eval_every=2, max_iters=max_iters
+        )
+        batches, held_out = Batches(rows, 2, 0), Batches(rows[:3], 2, 0, seed=None)
+        run = Run(tmp_path / folder, {}, resume=resume)
+        torch.manual_seed(5)
+        train(model, token_loss, batches, held_out, settings, FP32, run)
+        return [(r["step"], r["loss"], r["grad_norm"]) for r in run.rows()], trainable_state(model)
+
+    want_rows, want = start("whole", None)
+    start("parts", 4)
+    got_rows, got = start("parts", None, resume=True)
+    assert got_rows == want_rows and len(want_rows) == 9
+    assert all(torch.equal(want[k], got[k]) for k in want)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
+    settings = TrainSettings(lr=0.01, epochs=4, accumulation_steps=1, eval_every=1)
+    run = Run(tmp_path / "run", {})
+    train(lora_model(), token_loss, Batches(ragged_rows(2), 2, 0), None, settings, FP32, run)
+    newest, before = sorted((tmp_path / "run").glob("step_*.pt"), reverse=True)
+    raw = bytearray(newest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    newest.write_bytes(raw)
+    assert run.load_newest()["step"] == 3 and "damaged" in capsys.readouterr().out
+    before.write_bytes(b"")
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        run.load_newest()
+
+
+def test_an_existing_run_wants_resume_or_overwrite(tmp_path):
+    Run(tmp_path / "run", {"lr": 1})
+    with pytest.raises(UserError, match="--resume"):
+        Run(tmp_path / "run", {"lr": 1})
+    with pytest.raises(UserError, match="--lr"):
+        Run(tmp_path / "run", {"lr": 2}, resume=True)
+    Run(tmp_path / "run", {"lr": 1}, resume=True)
+    Run(tmp_path / "run", {"lr": 2}, overwrite=True)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(UserError, match="something else"):
+        Run(tmp_path / "thesis", {}, overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_auto_precision_is_native_bf16_or_a_safe_choice(monkeypatch):
+    import minillm.precision as precision
+
+    monkeypatch.setattr(precision, "has_native_bf16", lambda device: False)
+    assert choose_precision("auto", "cpu").name == "fp32"
+    assert choose_precision("auto", "cuda").name == "fp16"
+    monkeypatch.setattr(precision, "has_native_bf16", lambda device: True)
+    assert choose_precision("auto", "cpu").dtype == torch.bfloat16
+    assert choose_precision("fp16", "cpu").scaler().is_enabled()
+    assert not choose_precision("bf16", "cpu").scaler().is_enabled()

@@ -1,0 +1,66 @@
+"""The house itself: who may import whom, and what every public name tells."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ALLOWED = {
+    "minillm": {"minillm"},
+    "llama": {"minillm", "llama"},
+    "train": {"minillm", "llama", "train"},
+    "tools": {"minillm", "llama", "tools"},
+}
+PEERS = {"transformers", "peft", "accelerate", "lightning", "datasets"}
+
+
+def sources() -> list[Path]:
+    return [path for room in ALLOWED for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """First words of everything a file imports, at any depth of nesting."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides its room"
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path):
+    room = path.relative_to(ROOT).parts[0]
+    assert imported(path) & set(ALLOWED) <= ALLOWED[room]
+    assert not imported(path) & PEERS
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_args_never_leaves_main(path):
+    """In a script, no function takes the parsed flags whole: each names what it needs."""
+    for call in ast.walk(ast.parse(path.read_text())):
+        if isinstance(call, ast.Call):
+            whole = [a for a in call.args if isinstance(a, ast.Name) and a.id == "args"]
+            assert not whole or ast.unparse(call.func) in ("settings_of", "vars"), ast.unparse(call)
+
+
+def test_public_names_carry_docstrings():
+    import llama
+    import minillm
+
+    for module in (llama, minillm):
+        for name in module.__all__:
+            assert inspect.getdoc(getattr(module, name)), name
+
+
+def test_importing_the_engine_imports_no_plotting_and_no_peer():
+    code = "import llama, minillm, sys; print(*{m.split('.')[0] for m in sys.modules})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(out.stdout.split()) & (PEERS | {"matplotlib", "huggingface_hub"})
