@@ -4,31 +4,26 @@ The one place where a tensor has a second name. Its trap: Hugging Face rotates h
 rotates neighbours, so the rows of wq and wk (and of lora_B on them) are permuted between the two.
 """
 
-import math
 import re
-import struct
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from llama.llama2c import open_llama2c
+from llama.meta import open_meta
 from llama.model import Llama, LlamaConfig
 from llama.tokenizer import LlamaTokenizer
 from minillm.errors import UserError
+from minillm.files import Fields, write_json
 from minillm.weights import (
     LazyTensor,
     assign_weights,
-    check_names,
-    check_readable,
     empty_model,
     hf_weight_files,
     open_weights,
-    read_json,
     rope_halves,
     rope_to_halves,
-    write_json,
     write_safetensors,
 )
 
@@ -43,10 +38,7 @@ HF_MODULES = {
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-IGNORED = re.compile(r"rope\.freqs|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-# how Meta's model parallelism split each matrix: by rows (0) or by columns (1)
-SHARD_DIM = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0}
-SHARD_DIM |= {"wo": 1, "w2": 1, "tok_embeddings": 1}
+IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
 def load_llama(
@@ -64,16 +56,7 @@ def load_llama(
     every missing, unexpected or misshapen tensor.
     """
     path = Path(path)
-    if path.is_file():
-        config, tensors = open_llama2c(path)
-    elif (path / "params.json").exists():
-        config, tensors = open_meta(path)
-    elif (path / "config.json").exists():
-        config, tensors = open_hf(path)
-    elif path.is_dir():
-        raise UserError(f"{path}: neither params.json nor config.json; give a model's folder")
-    else:
-        raise UserError(f"{path}: no such file or folder; check the path")
+    config, tensors = open_checkpoint(path)
     if n_layers is not None:
         if not 1 <= n_layers <= config.n_layers:
             raise UserError(f"{path}: has {config.n_layers} layers, not {n_layers}; lower --layers")
@@ -89,6 +72,19 @@ def load_llama(
     model = empty_model(lambda: Llama(config))
     assign_weights(model, tensors, path, dtype, device)
     return model, text
+
+
+def open_checkpoint(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
+    """Config and tensors (none loaded yet, in our names) of any layout, known by its files."""
+    if path.is_file():
+        return open_llama2c(path)
+    if (path / "params.json").exists():
+        return open_meta(path)
+    if (path / "config.json").exists():
+        return open_hf(path)
+    if path.is_dir():
+        raise UserError(f"{path}: neither params.json nor config.json; give a model's folder")
+    raise UserError(f"{path}: no such file or folder; check the path")
 
 
 def find_tokenizer(path: Path) -> Path:
@@ -108,65 +104,6 @@ def check_tokenizer(tokenizer: LlamaTokenizer, config: LlamaConfig, where: str |
             f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
             f"{config.vocab_size}; give the tokenizer the model was trained with"
         )
-
-
-def open_meta(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
-    """Meta's layout: params.json and consolidated.NN.pth, one file per model-parallel rank."""
-    files = sorted(folder.glob("consolidated.*.pth"))
-    if not files:
-        raise UserError(f"{folder}: no consolidated.00.pth beside params.json; download it")
-    shards = [open_weights([file]) for file in files]
-    shards = [{k: t for k, t in shard.items() if not IGNORED.fullmatch(k)} for shard in shards]
-    for file, shard in zip(files, shards, strict=True):
-        check_names(dict.fromkeys(shards[0], ()), dict.fromkeys(shard, ()), file)
-    tensors = {name: _join([shard[name] for shard in shards], name) for name in shards[0]}
-    return _meta_config(folder / "params.json", tensors), tensors
-
-
-def _join(pieces: list[LazyTensor], name: str) -> LazyTensor:
-    """One tensor from the pieces of all ranks; vectors are copies of each other."""
-    first = pieces[0]
-    if len(pieces) == 1:
-        return first
-    if len(first.shape) == 1:
-        return LazyTensor(first.shape, first.source, lambda out: _fill_equal(pieces, out, name))
-    dim = SHARD_DIM.get(name.removesuffix(".weight").split(".")[-1], 0)
-    if any(len(p.shape) != 2 or p.shape[1 - dim] != first.shape[1 - dim] for p in pieces):
-        raise UserError(f"{first.source}: the shards of {name} do not fit together; check them")
-    shape, widths = list(first.shape), [p.shape[dim] for p in pieces]
-    shape[dim] = sum(widths)
-
-    def fill(out: torch.Tensor) -> None:
-        for piece, part in zip(pieces, out.split(widths, dim), strict=True):
-            piece.fill(part)
-
-    return LazyTensor(tuple(shape), first.source, fill)
-
-
-def _fill_equal(pieces: list[LazyTensor], out: torch.Tensor, name: str) -> None:
-    pieces[0].fill(out)
-    for piece in pieces[1:]:
-        piece.fill(copy := torch.empty_like(out))
-        if not torch.equal(copy, out):
-            raise UserError(f"{piece.source}: {name} differs between shards; download them again")
-
-
-def _meta_config(path: Path, tensors: dict[str, LazyTensor]) -> LlamaConfig:
-    """LlamaConfig of a params.json; the feed-forward's width follows from dim (Meta's rule)."""
-    p = _Fields(path)
-    dim, multiple = p.whole("dim"), p.whole("multiple_of", 256)
-    hidden = int(p.number("ffn_dim_multiplier", 1.0) * int(8 * dim / 3))
-    hidden = multiple * math.ceil(hidden / multiple)
-    vocab = p.get("vocab_size", -1)
-    if vocab == -1:  # "ask the tokenizer": the embedding knows as well
-        embedding = tensors.get("tok_embeddings.weight")
-        vocab = embedding.shape[0] if embedding else 32000
-    heads = p.whole("n_heads")
-    return p.config(
-        dim, p.whole("n_layers"), heads, p.whole("n_kv_heads", heads), vocab, hidden,
-        p.number("norm_eps"), p.number("rope_theta", 10000.0), p.whole("max_seq_len", 4096),
-        "output.weight" not in tensors,
-    )  # fmt: skip
 
 
 def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
@@ -189,7 +126,7 @@ def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
 
 def _hf_config(path: Path) -> LlamaConfig:
     """LlamaConfig of a config.json. Errors: UserError for what the model does not implement."""
-    p = _Fields(path)
+    p = Fields(path)
     rope, scaling = p.table("rope_parameters"), p.table("rope_scaling")
     kinds = {rope.get("rope_type"), scaling.get("rope_type"), scaling.get("type")}
     heads = p.whole("num_attention_heads")
@@ -205,87 +142,13 @@ def _hf_config(path: Path) -> LlamaConfig:
         if bad:
             raise UserError(f"{path}: {field} {p.get(field)!r} is not LLaMA-2; not supported")
     theta = rope.get("rope_theta") or p.number("rope_theta", 10000.0)
-    return p.config(
+    return p.build(
+        LlamaConfig,
         p.whole("hidden_size"), p.whole("num_hidden_layers"), heads,
         p.whole("num_key_value_heads", heads), p.whole("vocab_size"),
         p.whole("intermediate_size"), p.number("rms_norm_eps", 1e-6), theta,
         p.whole("max_position_embeddings", 2048), bool(p.get("tie_word_embeddings", False)),
     )  # fmt: skip
-
-
-class _Fields:
-    """The fields of a JSON object, each checked as it is asked for."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.content = read_json(path)
-        if not isinstance(self.content, dict):
-            raise UserError(f"{path}: no JSON object; give the model's own file")
-
-    def get(self, name: str, default=None):
-        value = self.content.get(name)
-        return default if value is None else value
-
-    def table(self, name: str) -> dict:
-        value = self.get(name, {})
-        return value if isinstance(value, dict) else {"rope_type": repr(value)}
-
-    def whole(self, name: str, default: int | None = None) -> int:
-        value = self.get(name, default)
-        if not isinstance(value, int) or not 0 < value < 2**31:
-            raise UserError(f"{self.path}: {name} is {value!r}, no positive whole number; fix it")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.get(name, default)
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UserError(f"{self.path}: {name} is {value!r}, no positive number; fix it")
-        return float(value)
-
-    def config(self, *sizes) -> LlamaConfig:
-        try:
-            return LlamaConfig(*sizes)
-        except UserError as error:
-            raise UserError(f"{self.path}: {error}") from None
-
-
-def open_llama2c(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
-    """llama2.c's legacy .bin: seven int32, then fp32 matrices kind by kind, in Meta's layout."""
-    check_readable(path)
-    head = path.open("rb").read(28)
-    if len(head) < 28 or head[:4] == b"24ka":
-        raise UserError(f"{path}: no legacy llama2.c export (version 0); export it again as one")
-    dim, hidden, n_layers, n_heads, n_kv_heads, vocab, seq_len = struct.unpack("<7i", head)
-    try:
-        config = LlamaConfig(
-            dim, n_layers, n_heads, n_kv_heads, abs(vocab), hidden,
-            max_seq_len=seq_len, tied_head=vocab > 0,
-        )  # fmt: skip
-    except (UserError, ZeroDivisionError):
-        raise UserError(f"{path}: its first numbers are no LLaMA's sizes; check the file") from None
-    kv = n_kv_heads * config.head_dim
-    layout = [
-        ("attention_norm", (dim,)), ("attention.wq", (dim, dim)), ("attention.wk", (kv, dim)),
-        ("attention.wv", (kv, dim)), ("attention.wo", (dim, dim)), ("ffn_norm", (dim,)),
-        ("feed_forward.w1", (hidden, dim)), ("feed_forward.w2", (dim, hidden)),
-        ("feed_forward.w3", (hidden, dim)),
-    ]  # fmt: skip
-    order = [("tok_embeddings", (config.vocab_size, dim))]
-    order += [(f"layers.{i}.{name}", shape) for name, shape in layout for i in range(n_layers)]
-    order += [("norm", (dim,)), (None, (2, seq_len, config.head_dim // 2))]  # None: RoPE's tables
-    if not config.tied_head:
-        order.append(("output", (config.vocab_size, dim)))
-    tensors, at = {}, 28
-    for name, shape in order:
-        if name is not None:
-            load = partial(np.fromfile, path, "<f4", math.prod(shape), offset=at)
-            tensors[f"{name}.weight"] = LazyTensor.read_by(
-                lambda load=load: torch.from_numpy(load()), shape, path
-            )
-        at += 4 * math.prod(shape)
-    if path.stat().st_size != at:
-        raise UserError(f"{path}: {path.stat().st_size} bytes, its header asks for {at}; fetch it")
-    return config, tensors
 
 
 def hf_names(config: LlamaConfig) -> dict[str, tuple[str, int]]:

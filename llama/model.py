@@ -42,6 +42,8 @@ class LlamaConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 < value < 2**31:
                 raise UserError(f"LlamaConfig.{name} is {value}; it must be a positive integer")
+        if self.n_layers > 1000:  # building the modules alone would take minutes
+            raise UserError(f"LlamaConfig.n_layers is {self.n_layers}; more than 1000 are refused")
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minillm.errors import UserError
-from minillm.weights import read_json
+from minillm.files import read_json
 
 
 class Parser(argparse.ArgumentParser):

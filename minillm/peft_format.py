@@ -14,13 +14,12 @@ from torch import nn
 
 from minillm.adapt.lora import LoRALinear, add_lora, lora_state_dict
 from minillm.errors import UserError
+from minillm.files import read_json, write_json
 from minillm.weights import (
     copy_weights,
     open_weights,
-    read_json,
     rope_halves,
     rope_to_halves,
-    write_json,
     write_safetensors,
 )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from minillm.errors import UserError
-from minillm.weights import atomic_file, read_json, write_json
+from minillm.files import atomic_file, read_json, write_json
 
 
 class Run:

@@ -6,8 +6,6 @@ model and only then writes the numbers straight into place, without a second cop
 Pickle files are opened with weights_only=True, always.
 """
 
-import contextlib
-import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minillm.errors import UserError
+from minillm.files import atomic_file, check_readable, read_json
 
 
 @dataclass(frozen=True)
@@ -49,42 +48,6 @@ class LazyTensor:
             raise
         except (SafetensorError, RuntimeError, ValueError) as error:
             raise _damaged(self.source, error) from None
-
-
-def read_json(path: Path) -> dict | list:
-    """A JSON file. Errors: UserError naming the file and the line of the fault."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); fix it") from None
-    except (RecursionError, ValueError):
-        raise UserError(f"{path}: this JSON is nested too deep or too large; fix it") from None
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file, byte-order mark removed. Errors: UserError naming the file (and the line)."""
-    check_readable(path)
-    raw = Path(path).read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text; convert the file to UTF-8") from None
-
-
-def check_readable(path: Path) -> None:
-    """Errors: UserError if the file is missing, empty, or a page or pointer in place of data."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        raise UserError(f"{path}: the file is empty; download it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: a Git-LFS pointer, not the file itself; run `git lfs pull`")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise UserError(f"{path}: an HTML page, not the file itself; download it again")
 
 
 def open_weights(files: Iterable[Path]) -> dict[str, LazyTensor]:
@@ -241,40 +204,6 @@ def check_names(expected: dict[str, tuple], found: dict[str, tuple], where: Path
             faults.append(f"{title}: {', '.join(names[:10])}{more}")
     if faults:
         raise UserError(f"{where}: {'; '.join(faults)}; these are not this model's weights")
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path):
-    """Yields a temporary path beside `path`; moves it there, synced, if the body succeeds.
-
-    A reader sees the old file or the new one, never half of it; a failure leaves the old one.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # safetensors writes 0600
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, content: dict | list) -> None:
-    """Writes JSON atomically, indented, with a closing newline."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from minillm.cli import Parser, positive
 from minillm.errors import UserError, friendly_errors
+from minillm.files import read_text
 from minillm.generate import generate_steps
-from minillm.weights import read_text
 from tools.models import (
     Stopwatch,
     TextStream,

@@ -9,9 +9,9 @@ from llama import load_llama
 from minillm.cli import Parser, positive
 from minillm.data.templates import Template, find_template, template_from
 from minillm.errors import UserError
+from minillm.files import read_json
 from minillm.peft_format import load_adapter
 from minillm.precision import DTYPES, choose_device, choose_precision
-from minillm.weights import read_json
 
 TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
 

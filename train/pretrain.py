@@ -23,12 +23,13 @@ from minillm.data.batches import Batches, encode_samples, windows
 from minillm.data.tasks import Sample
 from minillm.data.tinyworld import stories
 from minillm.errors import friendly_errors
+from minillm.files import write_json
 from minillm.losses import token_loss
 from minillm.plots import plot_run
 from minillm.precision import choose_device, choose_precision
 from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, evaluate, train
-from minillm.weights import empty_model, write_json
+from minillm.weights import empty_model
 
 HELD_OUT_SEED = 1  # the training stories come from seed 0
 

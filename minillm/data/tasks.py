@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minillm.data.templates import Template
 from minillm.errors import UserError
-from minillm.weights import read_text
+from minillm.files import read_text
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minillm.errors import UserError
-from minillm.weights import read_json
+from minillm.files import read_json
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,123 @@
+"""Files of text and JSON: read with errors that name file and line, written atomically."""
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+
+from minillm.errors import UserError
+
+
+def read_json(path: Path) -> dict | list:
+    """A JSON file. Errors: UserError naming the file and the line of the fault."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); fix it") from None
+    except (RecursionError, ValueError):
+        raise UserError(f"{path}: this JSON is nested too deep or too large; fix it") from None
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, byte-order mark removed. Errors: UserError naming the file (and the line)."""
+    check_readable(path)
+    raw = Path(path).read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text; convert the file to UTF-8") from None
+
+
+def check_readable(path: Path) -> None:
+    """Errors: UserError if the file is missing, empty, or a page or pointer in place of data."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise UserError(f"{path}: the file is empty; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a Git-LFS pointer, not the file itself; run `git lfs pull`")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise UserError(f"{path}: an HTML page, not the file itself; download it again")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path):
+    """Yields a temporary path beside `path`; moves it there, synced, if the body succeeds.
+
+    A reader sees the old file or the new one, never half of it; a failure leaves the old one.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # safetensors writes 0600
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """Writes JSON atomically, indented, with a closing newline."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+class Fields:
+    """The fields of a JSON object, each checked as it is asked for.
+
+    Errors: UserError naming file, field and value.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.content = read_json(path)
+        if not isinstance(self.content, dict):
+            raise UserError(f"{path}: no JSON object; give the model's own file")
+
+    def get(self, name: str, default=None):
+        """The field, or the default where it is missing or null."""
+        value = self.content.get(name)
+        return default if value is None else value
+
+    def table(self, name: str) -> dict:
+        """A JSON object, {} where it is missing."""
+        value = self.get(name, {})
+        return value if isinstance(value, dict) else {"rope_type": repr(value)}
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """A positive whole number below 2^31."""
+        value = self.get(name, default)
+        if not isinstance(value, int) or not 0 < value < 2**31:
+            raise UserError(f"{self.path}: {name} is {value!r}, no positive whole number; fix it")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive finite number."""
+        value = self.get(name, default)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"{self.path}: {name} is {value!r}, no positive number; fix it")
+        return float(value)
+
+    def build(self, kind, *values):
+        """kind(*values). Errors: its UserError, with the file named."""
+        try:
+            return kind(*values)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None

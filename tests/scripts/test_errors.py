@@ -1,0 +1,135 @@
+"""What a user can get wrong: one line on stderr, `error: WHERE: what; what to do`, exit code 2."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minillm.errors import NumericError, UserError, friendly_errors
+from tests.conftest import ROOT, TINY_LLAMA, shared
+from tools import generate
+from train import finetune_llama
+
+
+def fails(capsys, main, *argv) -> str:
+    """Runs a script's main under the error contract; the one line it prints."""
+    with pytest.raises(SystemExit) as stop, friendly_errors():
+        main([str(word) for word in argv])
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert stop.value.code == 2 and len(err) == 1, err
+    assert "; " in err[0], "no remedy"
+    return err[0]
+
+
+@pytest.fixture
+def broken(tmp_path) -> Path:
+    """A copy of the tiny model to break."""
+    shutil.copytree(TINY_LLAMA, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lerning-rate", "1"], "--lerning-rate: unknown"),
+        (["--learing_rate", "1"], "unknown"),
+        (["--ranks", "1"], "did you mean --rank?"),
+        (["--rank", "many"], "--rank: invalid int value"),
+        (["--epochs", "0"], "--epochs"),
+        (["--precision", "fp8"], "fp8"),
+        (["--task", "chess"], "chess"),
+        (["--device", "abacus"], "abacus"),
+        (["--layers", "7"], "6 layers, not 7"),
+        (["--layers", "0"], "--layers"),
+        (["--init", "llama-3"], "llama-2-7b"),
+        (["--init", "llama-2-7b", "--layers", "1"], "--tokenizer"),
+        (["--init", "llama-2-7b", "--layers", "33"], "32 layers"),
+        (["--checkpoint", "no/such/folder"], "no/such/folder"),
+        (["--targets", "wx"], "wx"),
+        (["--rank", "0"], "rank 0"),
+        (["--rank", "500"], "rank 500"),
+        (["--template", "vicuna"], "vicuna"),
+        (["--data", "no/such.json"], "no/such.json"),
+        (["--config", "no/such.json"], "no/such.json"),
+        (["--resume"], "no run to resume"),
+        (["--max-length", "3"], "--max-length 3"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_wrong_flag_or_value(capsys, tmp_path, argv, message):
+    base = ["--samples", "8", "--out-dir", tmp_path / "run"]
+    assert message in fails(capsys, finetune_llama.main, *base, *argv)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "empty"), ("[]", "no samples"), ('{"instruction": "a"\n', ":1: broken JSON"),
+     ('[{"instruction": "a", "output": "b"},\n\n{]', ":3: broken JSON")],
+)  # fmt: skip
+def test_bad_data(capsys, tmp_path, content, message):
+    (tmp_path / "train.json").write_text(content)
+    line = fails(capsys, finetune_llama.main, "--data", tmp_path / "train.json")
+    assert f"{tmp_path}/train.json" in line and message in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no weights"), (b"", "empty"), (b"<html>", "HTML"), (b"\0" * 99, "corrupt"),
+     (b"version https://git-lfs.github.com/spec/v1", "Git-LFS")],
+)  # fmt: skip
+def test_bad_weights(capsys, broken, content, message):
+    (broken / "model.safetensors").unlink()
+    if content is not None:
+        (broken / "model.safetensors").write_bytes(content)
+    line = fails(capsys, generate.main, "--checkpoint", broken, "--prompt", "x")
+    assert message in line and str(broken) in line
+
+
+def test_a_tokenizer_of_another_model(capsys, broken):
+    shutil.copy(shared("llama2_tokenizer.model"), broken / "tokenizer.model")
+    line = fails(capsys, generate.main, "--checkpoint", broken, "--prompt", "x")
+    assert "32000" in line and "2048" in line
+
+
+@pytest.mark.parametrize("cache", ["--cache", "--no-cache"])
+def test_a_prompt_longer_than_the_context(capsys, cache):
+    line = fails(capsys, generate.main, "--prompt", "word " * 3000, cache)
+    assert "512" in line
+
+
+@pytest.mark.parametrize("argv", [["--prompt", "x", "--top-p", "2"], [], ["--prompts", "none.txt"]])
+def test_bad_generation_requests(capsys, argv):
+    fails(capsys, generate.main, *argv)
+
+
+def test_a_setting_of_the_wrong_kind_in_a_config_file(capsys, tmp_path):
+    for content in ('{"rank": "many"}', '{"ranks": 3}', "[1]", "{", '{"method": "magic"}'):
+        (tmp_path / "c.json").write_text(content)
+        assert "c.json" in fails(capsys, finetune_llama.main, "--config", tmp_path / "c.json")
+
+
+def test_the_process_itself_ends_with_code_2_and_no_traceback():
+    command = [sys.executable, ROOT / "tools" / "generate.py", "--prompt", "x", "--layers", "99"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(UserError("x: y; z"), 2), (NumericError("nan"), 3), (KeyboardInterrupt(), 130),
+     (MemoryError(), 2), (RuntimeError("CUDA out of memory. Tried"), 2),
+     (FileNotFoundError(2, "No such file", "x.txt"), 2)],
+)  # fmt: skip
+def test_exit_codes(capsys, error, code):
+    with pytest.raises(SystemExit) as stop, friendly_errors():
+        raise error
+    assert stop.value.code == code
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_bug_of_ours_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="ours"), friendly_errors():
+        raise RuntimeError("ours")

@@ -1,0 +1,135 @@
+"""train/finetune_llama.py as a user runs it, on the bundled tiny model."""
+
+import json
+
+import pytest
+import torch
+
+from llama import load_llama
+from minillm.peft_format import load_adapter
+from tests.conftest import TINY_LLAMA, shared
+from tools import chat, generate
+from train import finetune_llama
+
+QUICK = ["--layers", "1", "--samples", "16", "--held-out", "8", "--accumulation-steps", "4"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One quick LoRA run: its folder and what it printed."""
+    import contextlib
+    import io
+
+    folder, printed = tmp_path_factory.mktemp("runs") / "run", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        finetune_llama.main([*QUICK, "--lr", "0.01", "--epochs", "3", "--out_dir", str(folder)])
+    return folder, printed.getvalue()
+
+
+def test_a_run_leaves_settings_metrics_picture_adapter_and_checkpoints(run):
+    folder, _ = run
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "metrics.jsonl", "loss.png", "adapter", "best.pt"} <= names
+    assert [n for n in names if n.startswith("step_")] == ["step_000012.pt"]
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "config.json").read_text())["lr"] == 0.01
+
+
+def test_a_run_tells_what_it_did(run):
+    _, printed = run
+    for part in ("trainable of", "% of base + LoRA", "supervised", "before:", "after:", "peak",
+                 "optimizer state", "tokens/s", "1 layers"):  # fmt: skip
+        assert part in printed
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("held-out loss ")
+    before, after = map(float, last.removeprefix("held-out loss ").split(" -> "))
+    assert after < before
+
+
+def test_every_step_has_its_line_of_metrics(run):
+    rows = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    for row in rows:
+        assert {"loss", "lr", "grad_norm", "tokens", "supervised_tokens", "tokens_per_s",
+                "memory_mib"} <= row.keys()  # fmt: skip
+
+
+def test_the_adapter_answers_by_its_own_template(run, capsys):
+    adapter = str(run[0] / "adapter")
+    asked = ["--adapter", adapter, "--prompt", "Where does Nora live?", "--max-new-tokens", "8"]
+    cached = generate.main(asked)
+    assert cached == generate.main([*asked, "--no-cache"])
+    assert "decode" in capsys.readouterr().out
+    assert cached != generate.main([*asked, "--template", "none"])
+
+
+def test_the_adapter_fits_its_base_and_no_other(run):
+    from minillm.errors import UserError
+
+    model, _ = load_llama(TINY_LLAMA, n_layers=1)
+    assert load_adapter(model, run[0] / "adapter")["template"]["name"] == "alpaca"
+    with pytest.raises(UserError, match="another base"):
+        load_adapter(load_llama(TINY_LLAMA)[0], run[0] / "adapter")
+
+
+def test_a_resumed_run_continues_and_a_finished_one_is_complete(run, tmp_path):
+    flags = [*QUICK, "--lr", "0.01", "--epochs", "3", "--eval-every", "2"]
+    part, whole = tmp_path / "part", tmp_path / "whole"
+    finetune_llama.main([*flags, "--out-dir", str(part), "--max-iters", "4"])
+    resumed = finetune_llama.main([*flags, "--out-dir", str(part), "--resume"])
+    assert resumed == finetune_llama.main([*flags, "--out-dir", str(whole)])
+    assert resumed == finetune_llama.main([*flags, "--out-dir", str(part), "--resume"])
+
+
+def test_full_fine_tuning_writes_a_model_transformers_loads(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = str(tmp_path / "run")
+    finetune_llama.main([*QUICK, "--method", "full", "--lr", "1e-3", "--out-dir", folder])
+    model, _ = load_llama(tmp_path / "run" / "model")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    tokens = torch.randint(0, 2048, (1, 40))
+    torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--attention", "explicit"], ["--gradient-checkpointing"], ["--precision", "fp32"],
+     ["--precision", "fp16"], ["--frozen-dtype", "bf16", "--precision", "fp32"]],
+)  # fmt: skip
+def test_every_way_to_compute_trains_to_about_the_same_loss(run, tmp_path, flags):
+    folder = str(tmp_path / "run")
+    common = [*QUICK, "--lr", "0.01", "--epochs", "3", "--lora-dropout", "0"]
+    _, want = finetune_llama.main([*common, "--out-dir", str(tmp_path / "plain")])
+    _, got = finetune_llama.main([*common, *flags, "--out-dir", folder])
+    assert got == pytest.approx(want, rel=0.02)
+
+
+def test_a_config_file_sets_flags_and_the_command_line_wins(tmp_path):
+    (tmp_path / "c.json").write_text('{"lr": 0.5, "rank": 2, "lora_dropout": 0.3}')
+    args = finetune_llama.parse_args(["--config", str(tmp_path / "c.json"), "--lr=0.25"])
+    assert (args.lr, args.rank, args.lora_dropout) == (0.25, 2, 0.3)
+    assert finetune_llama.parse_args(["--lora_dropout", "0.1"]).lora_dropout == 0.1
+
+
+def test_defaults_are_the_courses():
+    args = finetune_llama.parse_args([])
+    assert (args.lr, args.batch_size, args.accumulation_steps) == (1e-5, 1, 8)
+    assert (args.rank, args.alpha, args.lora_dropout, args.targets) == (16, 32, 0.05, "wq,wv")
+    assert (args.samples, args.epochs) == (200, 1)
+
+
+def test_chat_streams_answers_until_the_end_of_input(run, monkeypatch, capsys):
+    lines = iter(["Where does Nora live?", "", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    chat.main(["--adapter", str(run[0] / "adapter"), "--max-new-tokens", "5"])
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+@pytest.mark.slow
+def test_one_decoder_layer_of_7b_size_learns_from_the_real_alpaca(tmp_path):
+    before, after = finetune_llama.main([
+        "--init", "llama-2-7b", "--layers", "1", "--samples", "16", "--held-out", "8",
+        "--tokenizer", str(shared("llama2_tokenizer.model")), "--lr", "1e-3",
+        "--data", str(shared("alpaca_200.json")), "--out-dir", str(tmp_path / "run"),
+    ])  # fmt: skip
+    assert after < before

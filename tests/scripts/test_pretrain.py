@@ -1,0 +1,75 @@
+"""train/pretrain.py: from stories to a folder that loads, and what the bundled model can do."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from llama import Llama, load_llama
+from minillm import generate
+from minillm.losses import token_loss
+from tests.conftest import TINY_LLAMA, small_config
+from train import pretrain
+
+SMALL = ["--stories", "60", "--held-out", "10", "--vocab-size", "600", "--length", "128",
+         "--batch-size", "4", "--eval-every", "2", "--precision", "fp32"]  # fmt: skip
+
+
+def test_a_short_run_writes_a_model_and_its_figures(tmp_path):
+    flags = [*SMALL, "--epochs", "1", "--max-iters", "6"]
+    whole = pretrain.main([*flags, "--out-dir", str(tmp_path / "a")])
+    model, tokenizer = load_llama(tmp_path / "a" / "model")
+    assert tokenizer.vocab_size == model.config.vocab_size == 600
+    facts = json.loads((tmp_path / "a" / "model" / "pretraining.json").read_text())
+    assert facts["held_out_loss"] == whole > facts["generator_entropy"] > 0
+    assert set(facts["held_out_loss_by_layers"]) == {"1", "2", "3", "4", "5"}
+
+
+def test_first_layers_share_every_tensor():
+    model = Llama(small_config())
+    short = pretrain.first_layers(model, 1)
+    names = dict(model.named_parameters())
+    assert all(p is names[n] for n, p in short.named_parameters()) and len(short.layers) == 1
+
+
+def test_every_tensor_gets_a_gradient_from_the_mixed_loss():
+    from minillm.data.batches import Batch
+
+    model = Llama(small_config())
+    tokens = torch.randint(0, 2048, (4, 12))
+    loss, count = pretrain.prefix_loss(model, Batch(tokens, tokens))
+    loss.backward()
+    assert count == 44 and all(p.grad is not None for p in model.parameters())
+
+
+def test_evaluation_uses_the_whole_model():
+    from minillm.data.batches import Batch
+
+    model = Llama(small_config()).eval()
+    tokens = torch.randint(0, 2048, (4, 12))
+    batch = Batch(tokens, tokens)
+    assert pretrain.prefix_loss(model, batch)[0] == token_loss(model, batch)[0]
+
+
+def test_the_bundled_model_is_small_and_near_the_generators_entropy():
+    assert sum(f.stat().st_size for f in TINY_LLAMA.iterdir()) < 8_000_000
+    facts = json.loads((TINY_LLAMA / "pretraining.json").read_text())
+    assert facts["generator_entropy"] < facts["held_out_loss"] < 1.5 * facts["generator_entropy"]
+
+
+def test_the_bundled_model_tells_a_story_of_its_world():
+    model, tokenizer = load_llama(TINY_LLAMA)
+    prompt = tokenizer.encode("One morning, Nora", bos=True)
+    (new,) = generate(model, [prompt], 400, eos_id=tokenizer.eos_id)
+    text = tokenizer.decode(prompt + new)
+    assert new[-1] == tokenizer.eos_id and text.endswith((".", '"', "!"))
+    words = set(re.findall(r"[A-Za-z]+", text))
+    assert len(words) > 50 and "Nora" in words
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_first_layers_alone_are_a_language_model(layers):
+    facts = json.loads((TINY_LLAMA / "pretraining.json").read_text())
+    by_layers = facts["held_out_loss_by_layers"]
+    assert facts["held_out_loss"] < by_layers[str(layers)] < 3.0
