@@ -65,6 +65,12 @@ class Parser(argparse.ArgumentParser):
                     value = action.type(value)
                 except (TypeError, ValueError, argparse.ArgumentTypeError):
                     raise UserError(f"{path}: {name}: invalid value {value!r}; fix it") from None
+            is_switch = action.nargs == 0
+            if is_switch != isinstance(value, bool) or (
+                action.type is None and not isinstance(value, bool | str | None)
+            ):
+                kind = "true or false" if is_switch else "text"
+                raise UserError(f"{path}: {name}: {value!r} should be {kind}; fix it")
             if action.choices is not None and value is not None and value not in action.choices:
                 raise UserError(f"{path}: {name}: {value!r} is none of {list(action.choices)}")
             values[action.dest] = value
@@ -82,6 +88,19 @@ def _dashes(word: str) -> str:
         return word
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+def add_model_flags(parser: Parser) -> argparse._ArgumentGroup:
+    """The flags of every script that loads a model; returns their group, for its own."""
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add("--checkpoint", help="folder or file of weights (default: the bundled tiny model)")
+    add("--layers", type=positive, help="keep only the first N layers (the others are not read)")
+    add("--tokenizer", help="tokenizer file, where the checkpoint has none beside it")
+    add("--attention", choices=["sdpa", "explicit"], default="sdpa",
+        help="fused kernel, or scores, mask, softmax one by one: for the debugger")  # fmt: skip
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    return group
 
 
 def positive(text: str | int) -> int:

@@ -28,13 +28,16 @@ def friendly_errors():
             traceback.print_exc()
         print(_one_line(error), file=sys.stderr)
         sys.exit(_exit_code(error))
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower() and "can't allocate" not in str(error):
-            raise
-        if "--debug" in sys.argv:
+    except Exception as error:
+        message = str(error).splitlines()[0] if str(error) else ""
+        no_memory = "out of memory" in message.lower() or "can't allocate" in message
+        if not no_memory or "--debug" in sys.argv:
             traceback.print_exc()
+        if not no_memory:
+            print("This is a bug of ours: please report it with the lines above.", file=sys.stderr)
+            sys.exit(1)
         remedy = "lower --batch-size or --max-length, or add --gradient-checkpointing"
-        print(f"error: out of memory: {str(error).splitlines()[0]}; {remedy}", file=sys.stderr)
+        print(f"error: out of memory: {message}; {remedy}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -6,11 +6,38 @@ repetition penalty: Keskar et al. 2019.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from minillm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: temperature 0 is greedy; top_k and top_p None filter nothing.
+
+    Errors: UserError naming the setting, its value and its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        bad = None
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            bad = f"temperature {self.temperature}: must be 0 (greedy) or a positive number"
+        elif self.top_k is not None and self.top_k < 1:
+            bad = f"top_k {self.top_k}: must be at least 1"
+        elif self.top_p is not None and not 0 <= self.top_p <= 1:
+            bad = f"top_p {self.top_p}: must lie between 0 and 1"
+        elif not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            bad = f"repetition_penalty {self.repetition_penalty}: must be positive, 1 for none"
+        if bad:
+            raise UserError(f"{bad}; change it")
 
 
 def generate(
@@ -37,11 +64,11 @@ def generate(
     Errors: UserError for an empty prompt, one that leaves no room in the context, or a sampling
     setting outside its range.
     """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     rows: list[list[int]] = [[] for _ in prompts]
     steps = generate_steps(
-        model, prompts, max_new_tokens, use_cache, temperature, top_k, top_p,
-        repetition_penalty, eos_id, seed, prompt,
-    )  # fmt: skip
+        model, prompts, max_new_tokens, sampling, use_cache, eos_id, seed, prompt
+    )
     for new_tokens in steps:
         for row, token in zip(rows, new_tokens, strict=True):
             if token is not None:
@@ -53,27 +80,23 @@ def generate_steps(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
+    sampling: Sampling,
     use_cache: bool = True,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
     eos_id: int | None = None,
     seed: int | None = None,
     prompt: Tensor | None = None,
 ) -> Iterator[list[int | None]]:
     """`generate` one step at a time, for streaming: each step yields a token per row, or None
     for a row that has ended. Arguments and errors are those of `generate`."""
-    check_sampling(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     n_prompt = 0 if prompt is None else prompt.size(0)
     limit = model.config.max_seq_len - n_prompt
-    check_prompts(prompts, limit)
+    check_prompts(prompts, limit, max_new_tokens)
     if not prompts or max_new_tokens == 0:
         return
     device = next(model.parameters()).device
     tokens, left_pad = pad_left(prompts, device)  # (B, T), (B,) or None
     max_new_tokens = min(max_new_tokens, limit - tokens.size(1))
-    streams = None if temperature == 0 else random_streams(seed, len(prompts), device)
+    streams = None if sampling.temperature == 0 else random_streams(seed, len(prompts), device)
     cache = None
     if use_cache:
         cache = model.new_cache(len(prompts), n_prompt + tokens.size(1) + max_new_tokens)
@@ -83,15 +106,17 @@ def generate_steps(
     try:
         for _ in range(max_new_tokens):
             # with a cache only the columns it does not hold yet; without, all from the start
-            start = 0 if cache is None else max(0, cache.length - cache.n_prefix)
-            soft = prompt if start == 0 else None
+            start = 0 if cache is None else cache.length - cache.n_prefix
             new = tokens[:, start:]
             last = torch.zeros_like(new, dtype=torch.bool)
             last[:, -1] = True
             with torch.no_grad():
+                soft = prompt if start == 0 else None
                 logits = model(new, cache, left_pad, soft, last).float()  # (B, V)
-                logits = penalize_repetition(logits, tokens, left_pad, repetition_penalty)
-                chosen = sample_next_token(logits, temperature, top_k, top_p, streams)  # (B,)
+                logits = penalize_repetition(
+                    logits, tokens, left_pad, sampling.repetition_penalty
+                )
+                chosen = sample_next_token(logits, sampling, streams)  # (B,)
             tokens = torch.cat((tokens, chosen[:, None]), dim=1)  # (B, T + 1)
             ids = chosen.tolist()
             yield [None if end else token for end, token in zip(ended, ids, strict=True)]
@@ -103,11 +128,7 @@ def generate_steps(
 
 
 def sample_next_token(
-    logits: Tensor,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    streams: list[torch.Generator] | None = None,
+    logits: Tensor, sampling: Sampling, streams: list[torch.Generator] | None = None
 ) -> Tensor:
     """One token id per row. Temperature 0 is the argmax; then top-k, then top-p, then a draw.
 
@@ -115,14 +136,15 @@ def sample_next_token(
     whose probabilities reach p: with 0.5, 0.3, 0.2 and p = 0.7 it keeps the first two; p = 0
     keeps one. Shapes: logits (B, V) fp32 -> (B,) int64; streams: a random stream per row.
     """
-    if temperature == 0:
+    if sampling.temperature == 0:
         return logits.argmax(-1)
-    k = logits.size(-1) if top_k is None else min(top_k, logits.size(-1))
+    k = min(sampling.top_k or logits.size(-1), logits.size(-1))
     values, ids = logits.topk(k)  # (B, k), best first
     # the best logit becomes 0 before the division: a tiny temperature cannot overflow
-    probabilities = torch.softmax((values - values[:, :1]) / temperature, -1)
-    if top_p is not None:
-        reached = probabilities.cumsum(-1) - probabilities >= top_p  # mass before each candidate
+    probabilities = torch.softmax((values - values[:, :1]) / sampling.temperature, -1)
+    if sampling.top_p is not None:
+        before = probabilities.cumsum(-1) - probabilities  # mass of the better candidates
+        reached = before >= sampling.top_p
         reached[:, 0] = False
         probabilities = probabilities.masked_fill(reached, 0.0)
     rows = range(len(logits))
@@ -173,8 +195,10 @@ def random_streams(seed: int | None, n: int, device: torch.device) -> list[torch
     return [torch.Generator(device).manual_seed(seed + row) for row in range(n)]
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], limit: int) -> None:
+def check_prompts(prompts: Sequence[Sequence[int]], limit: int, max_new_tokens: int) -> None:
     """Errors: UserError if a prompt is empty or leaves no room for one new token."""
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens {max_new_tokens}: must not be negative; change it")
     for number, tokens in enumerate(prompts, 1):
         if len(tokens) == 0:
             raise UserError(f"prompt {number}: no tokens; begin it with the tokenizer's bos_id")
@@ -183,26 +207,3 @@ def check_prompts(prompts: Sequence[Sequence[int]], limit: int) -> None:
                 f"prompt {number}: {len(tokens)} tokens leave no room in the context of {limit}; "
                 "shorten it"
             )
-
-
-def check_sampling(
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    repetition_penalty: float,
-    max_new_tokens: int,
-) -> None:
-    """Errors: UserError naming the setting, its value and its range."""
-    bad = None
-    if not (math.isfinite(temperature) and temperature >= 0):
-        bad = f"temperature {temperature}: must be 0 (greedy) or a positive number"
-    elif top_k is not None and top_k < 1:
-        bad = f"top_k {top_k}: must be at least 1"
-    elif top_p is not None and not 0 <= top_p <= 1:
-        bad = f"top_p {top_p}: must lie between 0 and 1"
-    elif not (math.isfinite(repetition_penalty) and repetition_penalty > 0):
-        bad = f"repetition_penalty {repetition_penalty}: must be positive, 1 for none"
-    elif max_new_tokens < 0:
-        bad = f"max_new_tokens {max_new_tokens}: must not be negative"
-    if bad:
-        raise UserError(f"{bad}; change it")

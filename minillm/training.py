@@ -54,6 +54,13 @@ class Progress:
     seconds: float = 0.0  # spent training, evaluation left out
     tokens: int = 0
 
+    def count(self, n_tokens: int, seconds: float) -> float:
+        """One more group of micro-batches is behind us; returns its seconds."""
+        self.group += 1
+        self.tokens += n_tokens
+        self.seconds += seconds
+        return seconds
+
 
 def train(
     model: nn.Module,
@@ -71,20 +78,19 @@ def train(
     every `eval_every` steps and at the end, and keeps the newest and the best checkpoint.
     Errors: UserError if nothing is trainable; NumericError (exit 3) for a NaN or infinite loss.
     """
-    optimizer = make_optimizer(model, settings)
-    scaler = precision.scaler()
+    optimizer, scaler = make_optimizer(model, settings), precision.scaler()
     progress = restore(run, model, optimizer, scaler)
     last_group, last_step = planned_end(batches, settings)
     if progress.before is None and held_out is not None:
         progress.before = evaluate(model, loss_fn, held_out, precision)
     model.train()
     bar = tqdm(total=last_step, initial=progress.step, desc="train", unit="step", leave=False)
-    while progress.group < last_group and progress.step < last_step:
+    ended = progress.group >= last_group or progress.step >= last_step
+    while not ended:
         began = time.perf_counter()
-        lr = lr_at(progress.step, last_step, settings)
         losses, count, n_tokens = [], 0, 0
         for batch in batches.group(progress.group, settings.accumulation_steps):
-            batch = type(batch)(*(t.to(precision.device, non_blocking=True) for t in batch))
+            batch = to_device(batch, precision.device)
             with precision.autocast():
                 loss_sum, loss_count = loss_fn(model, batch)
             scaler.scale(loss_sum).backward()
@@ -95,32 +101,32 @@ def train(
         check_step(model, loss, progress)
         scaler.unscale_(optimizer)
         norm = average_and_clip(optimizer, count, settings.grad_clip)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_lr(optimizer, lr_at(progress.step, last_step, settings))
         stepped = take_step(scaler, optimizer, progress)
-        progress.group += 1
-        progress.tokens += n_tokens
-        progress.seconds += (seconds := time.perf_counter() - began)
+        seconds = progress.count(n_tokens, time.perf_counter() - began)
+        ended = progress.group >= last_group or progress.step >= last_step
         if not stepped:
             continue  # fp16 overflow: the scale is halved, the schedule waits
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}")
         row = {
             "step": progress.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": n_tokens,
             "supervised_tokens": count, "tokens_per_s": n_tokens / seconds,
             "memory_mib": used_mib(precision.device),
         }  # fmt: skip
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}")
-        ended = progress.group == last_group or progress.step == last_step
         if ended or (settings.eval_every and progress.step % settings.eval_every == 0):
             if held_out is not None:
                 row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
             ended |= record(run, row, progress, settings, model, optimizer, scaler)
         elif run is not None:
             run.log(row)
-        if ended:
-            break
     bar.close()
     return progress, optimizer
+
+
+def to_device(batch: tuple, device: torch.device) -> tuple:
+    """The same kind of batch with its tensors on `device`."""
+    return type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -143,6 +149,13 @@ def planned_end(batches: Batches, settings: TrainSettings) -> tuple[int, int]:
     """The group of micro-batches and the optimizer step at which the run is complete."""
     groups = settings.epochs * batches.groups_per_epoch(settings.accumulation_steps)
     return groups, min(groups, settings.max_iters or groups)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    """The learning rate of the next step, for all tensors; returned for the log."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
 
 
 def lr_at(step: int, last_step: int, settings: TrainSettings) -> float:
@@ -211,7 +224,7 @@ def evaluate(
     model.eval()
     total, count = 0.0, 0
     for batch in tqdm(batches, desc="held-out", unit="batch", leave=False):
-        batch = type(batch)(*(t.to(precision.device) for t in batch))
+        batch = to_device(batch, precision.device)
         with precision.autocast():
             loss_sum, loss_count = loss_fn(model, batch)
         total += float(loss_sum)

@@ -9,22 +9,23 @@ earlier turns, because instruction tuning on single turns never showed it any.
 
 from minillm.cli import Parser
 from minillm.errors import UserError, friendly_errors
-from minillm.generate import check_sampling, generate_steps
-from tools.models import TextStream, add_model_flags, add_sampling_flags, encode_prompt, load_model
+from minillm.generate import Sampling, generate_steps
+from tools.models import TextStream, add_flags, encode_prompt, load_model
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add_model_flags(parser)
-    add_sampling_flags(parser)
+    add_flags(parser)
     return parser.parse_args(argv)
 
 
-def answer(model, tokenizer, tokens: list[int], sampling: dict) -> None:
+def answer(model, tokenizer, tokens, max_new_tokens: int, sampling: Sampling, seed: int) -> None:
     """Streams one answer to the terminal until EOS, the limit or Ctrl-C."""
     stream = TextStream(tokenizer, tokens)
     try:
-        for (token,) in generate_steps(model, [tokens], eos_id=tokenizer.eos_id, **sampling):
+        for (token,) in generate_steps(
+            model, [tokens], max_new_tokens, sampling, eos_id=tokenizer.eos_id, seed=seed
+        ):
             print(stream.push(token), end="", flush=True)
     except KeyboardInterrupt:
         print(" [stopped]", end="")
@@ -33,11 +34,7 @@ def answer(model, tokenizer, tokens: list[int], sampling: dict) -> None:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    sampling = {
-        "max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
-        "top_k": args.top_k, "top_p": args.top_p, "repetition_penalty": args.repetition_penalty,
-    }  # fmt: skip
-    check_sampling(**sampling)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
     model, tokenizer, template = load_model(
         args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
         args.device, args.precision, args.force,
@@ -56,7 +53,7 @@ def main(argv=None) -> None:
             continue
         tokens = encode_prompt(tokenizer, template, line)
         try:
-            answer(model, tokenizer, tokens, sampling | {"seed": args.seed + turn})
+            answer(model, tokenizer, tokens, args.max_new_tokens, sampling, args.seed + turn)
         except UserError as error:  # a line too long for the context is no reason to end
             print(f"error: {error}")
 

@@ -13,15 +13,8 @@ from tqdm import tqdm
 from minillm.cli import Parser, positive
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_text
-from minillm.generate import generate_steps
-from tools.models import (
-    Stopwatch,
-    TextStream,
-    add_model_flags,
-    add_sampling_flags,
-    encode_prompt,
-    load_model,
-)
+from minillm.generate import Sampling, generate_steps
+from tools.models import Stopwatch, TextStream, add_flags, encode_prompt, load_model
 
 
 def parse_args(argv=None):
@@ -33,8 +26,7 @@ def parse_args(argv=None):
     add("--samples", type=positive, default=1, help="texts per prompt")
     add("--cache", action=argparse.BooleanOptionalAction, default=True,
         help="keep keys and values, or compute all tokens anew each step")  # fmt: skip
-    add_model_flags(parser)
-    add_sampling_flags(parser)
+    add_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -53,6 +45,7 @@ def collect_prompts(given: list[str] | None, file: str | None) -> list[str]:
 def main(argv=None) -> list[str]:
     args = parse_args(argv)
     prompts = collect_prompts(args.prompt, args.prompts)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
     model, tokenizer, template = load_model(
         args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
         args.device, args.precision, args.force,
@@ -61,9 +54,8 @@ def main(argv=None) -> list[str]:
     encoded = [encode_prompt(tokenizer, template, p, args.input) for p in prompts]
     rows = [tokens for tokens in encoded for _ in range(args.samples)]
     steps = generate_steps(
-        model, rows, args.max_new_tokens, args.cache, args.temperature, args.top_k, args.top_p,
-        args.repetition_penalty, tokenizer.eos_id, args.seed,
-    )  # fmt: skip
+        model, rows, args.max_new_tokens, sampling, args.cache, tokenizer.eos_id, args.seed
+    )
     streams = [TextStream(tokenizer, tokens) for tokens in rows]
     watch = Stopwatch(model.tok_embeddings.weight.device)
     alone = len(rows) == 1  # then the text is shown as it grows

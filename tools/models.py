@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from llama import load_llama
-from minillm.cli import Parser, positive
+from minillm.cli import Parser, add_model_flags
 from minillm.data.templates import Template, find_template, template_from
 from minillm.errors import UserError
 from minillm.files import read_json
@@ -16,23 +16,14 @@ from minillm.precision import DTYPES, choose_device, choose_precision
 TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
 
 
-def add_model_flags(parser: Parser) -> None:
-    """--checkpoint, --adapter and what belongs to them."""
-    add = parser.add_argument_group("model").add_argument
-    add("--checkpoint", help="folder or file of weights (default: the adapter's base, or tiny)")
-    add("--adapter", help="folder of a LoRA adapter to put on top")
-    add("--layers", type=positive, help="keep only the first N layers")
-    add("--tokenizer", help="tokenizer file, where the checkpoint has none beside it")
+def add_flags(parser: Parser) -> None:
+    """Which model, what on top of it, and how the next token is chosen."""
+    add = add_model_flags(parser).add_argument
+    add("--adapter", help="folder of a LoRA adapter to put on top; it knows its base")
+    add("--force", action="store_true", help="accept an adapter trained on another base")
     add("--template", help="prompt text (default: the adapter's own; none for a bare model)")
-    add("--device", default="auto", help="auto, cpu, cuda, ...")
     add("--precision", choices=["auto", *DTYPES],
         help="dtype of the weights (default: fp32 on a CPU, else auto)")  # fmt: skip
-    add("--attention", choices=["sdpa", "explicit"], default="sdpa")
-    add("--force", action="store_true", help="accept an adapter trained on another base")
-
-
-def add_sampling_flags(parser: Parser) -> None:
-    """The arguments of generate()."""
     add = parser.add_argument_group("sampling").add_argument
     add("--max-new-tokens", type=int, default=200)
     add("--temperature", type=float, default=0.0, help="0 is greedy")

@@ -23,7 +23,7 @@ from minillm.peft_format import save_adapter
 from minillm.plots import plot_run
 from minillm.precision import choose_device, choose_precision
 from minillm.runs import Run, fresh_folder
-from minillm.training import TrainSettings, load_trainable, train
+from minillm.training import TrainSettings, train
 from minillm.weights import empty_model, materialize
 
 TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
@@ -69,7 +69,7 @@ def main(argv=None) -> tuple[float, float]:
     data = finetune.prepare_data(
         args.data, template, tokenizer, args.samples, args.held_out, max_length
     )
-    method_line = finetune.adapt(
+    method = finetune.adapt(
         model, args.method, args.targets, args.rank, args.alpha, args.lora_dropout
     )
     settings = TrainSettings(
@@ -83,29 +83,19 @@ def main(argv=None) -> tuple[float, float]:
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "finetune-llama")
     run = Run(folder, settings_of(args), args.resume, args.overwrite)
 
-    print(f"   model: {base}, {model.config.n_layers} layers, {dtype} weights, "
-          f"{precision.name} products on {device}")  # fmt: skip
-    print(f"  method: {method_line}")
-    print(finetune.describe_data(data, settings, batches))
-    print(f"  prompt: {data.shown.prompt!r}\nexpected: {data.shown.response!r}")
+    finetune.announce(model, base, precision, method, data, batches, args.accumulation_steps)
     finetune.show_sample(model, tokenizer, data.shown, "before")
     progress, optimizer = train(model, token_loss, batches, held_out, settings, precision, run)
-    memory = finetune.describe_memory(model, optimizer, peak_mib(device), baseline)
-    if progress.best_step != progress.step:
-        print(f"keeping step {progress.best_step}, the best of {progress.step} on held-out data")
-        load_trainable(model, run.load_best())
+    peak = peak_mib(device) - baseline
+    finetune.keep_best(model, progress, run)
     finetune.show_sample(model, tokenizer, data.shown, "after")
-    kept = finetune.adapter_folder(folder, args.method)
     if args.method == "full":
-        save_llama(model, tokenizer, kept)
+        save_llama(model, tokenizer, folder / "model")
     else:
-        save_adapter(model, kept, base, template.to_dict())
+        save_adapter(model, folder / "adapter", base, template.to_dict())
     plot_run(run.rows(), folder / "loss.png")
-    print(memory)
-    speed = progress.tokens / max(progress.seconds, 1e-9)
-    print(f"{progress.step} steps, {progress.tokens} tokens in {progress.seconds:.1f} s: "
-          f"{speed:.0f} tokens/s; kept in {kept}")  # fmt: skip
-    print(f"held-out loss {progress.before:.4f} -> {progress.best:.4f}")
+    print(f"kept in {folder}")
+    finetune.conclude(model, optimizer, progress, peak)
     return progress.before, progress.best
 
 

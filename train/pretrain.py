@@ -9,7 +9,6 @@ N layers are a language model by themselves and `--layers N` shows something wor
 
 import io
 import itertools
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -97,30 +96,49 @@ def prefix_loss(model: Llama, batch):
     return loss + short_loss, count + short_count
 
 
+def make_data(n_stories: int, n_held_out: int, vocab_size: int, path: Path):
+    """Tokenizer, training ids (N,), encoded held-out stories, and the generator's own entropy on
+    those in nats per token: an upper bound, and so what no model can be expected to pass by far."""
+    held_out = list(itertools.islice(stories(HELD_OUT_SEED), n_held_out))
+    unseen = {story.text for story in held_out}
+    fresh = (story.text for story in stories(0) if story.text not in unseen)
+    texts = list(itertools.islice(fresh, n_stories))
+    tokenizer = train_tokenizer(texts, vocab_size, path)
+    ids = [i for text in texts for i in tokenizer.encode(text, bos=True, eos=True)]
+    tests = encode_samples([Sample("", story.text) for story in held_out], tokenizer, 10**6)
+    n_predicted = sum(len(row.tokens) - 1 for row in tests.rows)
+    return tokenizer, torch.tensor(ids), tests, sum(s.nats for s in held_out) / n_predicted
+
+
+def publish(model: Llama, tokenizer, folder: Path, tests: Batches, precision, facts: dict) -> float:
+    """Saves the model in bf16 and, beside it, its held-out loss as saved, whole and cut short."""
+    save_llama(model.to(torch.bfloat16), tokenizer, folder)
+    loss = evaluate(model.float(), token_loss, tests, choose_precision("fp32", precision.device))
+    by_layers = {
+        n: evaluate(first_layers(model, n), token_loss, tests, precision)
+        for n in range(1, model.config.n_layers)
+    }
+    results = {"held_out_loss": loss, "held_out_loss_by_layers": by_layers}
+    write_json(folder / "pretraining.json", results | facts | {"config": asdict(model.config)})
+    return loss
+
+
 def main(argv=None) -> float:
     args = parse_args(argv)
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "pretrain")
     run = Run(folder, settings_of(args), args.resume, args.overwrite)
-
-    held_out = list(itertools.islice(stories(HELD_OUT_SEED), args.held_out))
-    unseen = {story.text for story in held_out}
-    fresh = (story.text for story in stories(0) if story.text not in unseen)
-    texts = list(itertools.islice(fresh, args.stories))
-    tokenizer = train_tokenizer(texts, args.vocab_size, folder / "tokenizer.model")
-    ids = [i for text in texts for i in tokenizer.encode(text, bos=True, eos=True)]
-    rows = windows(torch.tensor(ids), args.length)
-    batches = Batches(rows, args.batch_size, tokenizer.pad_id, args.seed)
-
-    config = replace(LlamaConfig.preset(args.preset), vocab_size=args.vocab_size)
-    tests = encode_samples([Sample("", s.text) for s in held_out], tokenizer, config.max_seq_len)
-    test_batches = Batches(tests.rows, 16, tokenizer.pad_id, seed=None)
-    entropy = sum(s.nats for s in held_out) / sum(len(row.tokens) - 1 for row in tests.rows)
+    tokenizer, ids, tests, entropy = make_data(
+        args.stories, args.held_out, args.vocab_size, folder / "tokenizer.model"
+    )
+    batches = Batches(windows(ids, args.length), args.batch_size, tokenizer.pad_id, args.seed)
+    held_out = Batches(tests.rows, 16, tokenizer.pad_id, seed=None)
     torch.manual_seed(args.seed)
+    config = replace(LlamaConfig.preset(args.preset), vocab_size=args.vocab_size)
     model = Llama(config).to(device)
     n_parameters = sum(p.numel() for p in model.parameters())
-    print(f"{n_parameters:,} parameters; {len(texts)} stories, {len(ids):,} tokens a pass; "
+    print(f"{n_parameters:,} parameters; {args.stories} stories, {len(ids):,} tokens a pass; "
           f"the generator's own entropy is at most {entropy:.4f} nats per token")  # fmt: skip
     steps = args.epochs * batches.groups_per_epoch(args.accumulation_steps)
     settings = TrainSettings(
@@ -128,31 +146,22 @@ def main(argv=None) -> float:
         max_iters=args.max_iters, accumulation_steps=args.accumulation_steps,
         weight_decay=args.weight_decay, betas=(0.9, 0.98), eval_every=args.eval_every,
     )  # fmt: skip
-    progress, _ = train(model, prefix_loss, batches, test_batches, settings, precision, run)
+    progress, _ = train(model, prefix_loss, batches, held_out, settings, precision, run)
     plot_run(run.rows(), folder / "loss.png", floor=entropy)
-
-    save_to = Path(args.save) if args.save else folder / "model"
-    model.eval().to(torch.bfloat16)
-    save_llama(model, tokenizer, save_to)
-    after = evaluate(model.float(), token_loss, test_batches, choose_precision("fp32", device))
-    by_depth = {
-        n: evaluate(first_layers(model, n), token_loss, test_batches, precision)
-        for n in range(1, config.n_layers)
-    }
-    write_json(save_to / "pretraining.json", {
-        "held_out_loss": after, "generator_entropy": entropy, "held_out_loss_by_layers": by_depth,
-        "unit": "nats per token, whole stories of an unseen seed", "seconds": progress.seconds,
-        "tokens_seen": progress.tokens, "parameters": n_parameters, "settings": settings_of(args),
-        "config": asdict(config),
+    saved = Path(args.save) if args.save else folder / "model"
+    loss = publish(model.eval(), tokenizer, saved, held_out, precision, {
+        "generator_entropy": entropy, "unit": "nats per token of whole stories, unseen seed",
+        "seconds": progress.seconds, "tokens_seen": progress.tokens,
+        "parameters": n_parameters, "settings": settings_of(args),
     })  # fmt: skip
     start = tokenizer.encode("One", bos=True)
-    new = generate(model, [start], 200, eos_id=tokenizer.eos_id, temperature=0.7, seed=0)[0]
+    (new,) = generate(model, [start], 200, eos_id=tokenizer.eos_id, temperature=0.7, seed=0)
     print(f"\n{tokenizer.decode(start + new)}\n")
-    print(f"saved {save_to}; {progress.seconds / 60:.1f} minutes of training")
-    print(f"held-out loss {progress.before:.4f} -> {after:.4f}, entropy at most {entropy:.4f}")
-    return after
+    print(f"saved {saved}; {progress.seconds / 60:.1f} minutes of training")
+    print(f"held-out loss {progress.before:.4f} -> {loss:.4f}, entropy at most {entropy:.4f}")
+    return loss
 
 
 if __name__ == "__main__":
     with friendly_errors():
-        sys.exit(0 if main() < float("inf") else 3)
+        main()

@@ -147,8 +147,10 @@ class LoRALinear(nn.Linear):
 
     def _factors_now(self) -> tuple:
         """Changes whenever A or B is replaced or written to."""
-        a, b = self.lora_A, self.lora_B
-        return id(a), a.data_ptr(), a._version, id(b), b.data_ptr(), b._version, self.lora_scaling
+        return self.lora_scaling, *(
+            (id(t), t.data_ptr(), 0 if t.is_inference() else t._version)
+            for t in (self.lora_A, self.lora_B)
+        )
 
     def _is_stale(self) -> bool:
         if not self.has_weights_merged or not self.is_lora() or self._base is None:

@@ -8,7 +8,7 @@ import torch
 from llama import Llama
 from minillm import add_lora, generate
 from minillm.errors import UserError
-from minillm.generate import penalize_repetition, sample_next_token
+from minillm.generate import Sampling, penalize_repetition, sample_next_token
 from tests.conftest import sharp, small_config
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [4] * 20, list(range(10, 22))]
@@ -98,7 +98,7 @@ def test_what_cannot_be_generated_is_refused_with_its_numbers(model, change, mes
 def draws(logits: list[float], n: int = 400, **settings) -> set[int]:
     rows = torch.tensor([logits]).expand(n, -1)
     streams = [torch.Generator().manual_seed(i) for i in range(n)]
-    return set(sample_next_token(rows, streams=streams, **settings).tolist())
+    return set(sample_next_token(rows, Sampling(**settings), streams).tolist())
 
 
 def test_temperature_zero_takes_the_best():

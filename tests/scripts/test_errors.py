@@ -130,6 +130,8 @@ def test_exit_codes(capsys, error, code):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_a_bug_of_ours_keeps_its_traceback():
-    with pytest.raises(RuntimeError, match="ours"), friendly_errors():
-        raise RuntimeError("ours")
+def test_a_bug_of_ours_shows_its_traceback_and_asks_for_a_report(capsys):
+    with pytest.raises(SystemExit) as stop, friendly_errors():
+        raise RuntimeError("an invariant")
+    err = capsys.readouterr().err
+    assert stop.value.code == 1 and "Traceback" in err and "report" in err
