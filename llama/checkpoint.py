@@ -1,7 +1,7 @@
 """LLaMA weights in and out: Meta folders, Hugging Face folders, llama2.c files.
 
-The one place where a tensor has a second name. Its trap: Hugging Face rotates halves where Meta
-rotates neighbours, so the rows of wq and wk (and of lora_B on them) are permuted between the two.
+The trap: Hugging Face rotates halves where Meta rotates neighbours, so the rows of wq and wk are
+permuted between the two (llama/names.py says which).
 """
 
 import re
@@ -13,6 +13,7 @@ import torch
 from llama.llama2c import open_llama2c
 from llama.meta import open_meta
 from llama.model import Llama, LlamaConfig
+from llama.names import hf_names
 from llama.tokenizer import LlamaTokenizer
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
@@ -27,17 +28,6 @@ from minillm.weights import (
     write_safetensors,
 )
 
-HF_MODULES = {
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
@@ -111,7 +101,7 @@ def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     config = _hf_config(folder / "config.json")
     found = open_weights(hf_weight_files(folder))
     found = {name.removeprefix("_orig_mod."): t for name, t in found.items()}
-    names = hf_names(config)
+    names = hf_names(config.n_layers, config.n_heads, config.n_kv_heads)
     ours = {hf: (name, heads) for name, (hf, heads) in names.items()}
     tensors = {}
     for key, lazy in found.items():
@@ -151,17 +141,6 @@ def _hf_config(path: Path) -> LlamaConfig:
     )  # fmt: skip
 
 
-def hf_names(config: LlamaConfig) -> dict[str, tuple[str, int]]:
-    """{our module: (Hugging Face's name, heads whose rows are permuted, 0 for none)}."""
-    heads = {"attention.wq": config.n_heads, "attention.wk": config.n_kv_heads}
-    names = {"tok_embeddings": ("model.embed_tokens", 0), "norm": ("model.norm", 0)}
-    names["output"] = ("lm_head", 0)
-    for i in range(config.n_layers):
-        for ours, theirs in HF_MODULES.items():
-            names[f"layers.{i}.{ours}"] = (f"model.layers.{i}.{theirs}", heads.get(ours, 0))
-    return names
-
-
 def save_llama(model: Llama, tokenizer: LlamaTokenizer, folder: str | Path) -> None:
     """Writes a Hugging Face folder that transformers loads unchanged, in the model's own dtype.
 
@@ -171,7 +150,7 @@ def save_llama(model: Llama, tokenizer: LlamaTokenizer, folder: str | Path) -> N
     state = model.state_dict()
     if any(".lora_" in name for name in state):
         raise UserError(f"{folder}: the model has LoRA layers; save_adapter, or fold_lora first")
-    names = hf_names(model.config)
+    names = model.hf_names()
     tensors = {}
     for key, weight in state.items():
         hf, heads = names[key.removesuffix(".weight")]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from llama.names import hf_names
 from minillm.attention import attention_mask, causal_attention, positions
 from minillm.cache import KVCache
 from minillm.errors import UserError
@@ -270,6 +271,5 @@ class Llama(nn.Module):
 
     def hf_names(self) -> dict[str, tuple[str, int]]:
         """{our module: (Hugging Face's name, heads whose rows RoPE permutes, 0 for none)}."""
-        from llama.checkpoint import hf_names
-
-        return hf_names(self.config)
+        c = self.config
+        return hf_names(c.n_layers, c.n_heads, c.n_kv_heads)

@@ -1,6 +1,7 @@
 """minillm: an LLM engine to learn from and to fine-tune with. Models live in llama/ and gpt2/."""
 
 from minillm.adapt.lora import LoRALinear, add_lora, lora_state_dict, mark_only_lora_as_trainable
+from minillm.beam import beam_search
 from minillm.cache import KVCache
 from minillm.generate import generate
 
@@ -8,6 +9,7 @@ __all__ = [
     "KVCache",
     "LoRALinear",
     "add_lora",
+    "beam_search",
     "generate",
     "lora_state_dict",
     "mark_only_lora_as_trainable",

@@ -50,6 +50,11 @@ class KVCache:
         """Counts n new columns as written; the model calls it once per forward."""
         self.length += n
 
+    def reorder(self, rows: Tensor) -> None:
+        """Takes the given rows (N,) as the new batch: beam search keeps some, twice or never."""
+        self.keys = self.keys[:, rows]
+        self.values = self.values[:, rows]
+
     def reset(self) -> None:
         """Forgets everything, keeping the memory."""
         self.length = 0

@@ -10,12 +10,19 @@ earlier turns, because instruction tuning on single turns never showed it any.
 from minillm.cli import Parser
 from minillm.errors import UserError, friendly_errors
 from minillm.generate import Sampling, generate_steps
-from tools.models import TextStream, add_flags, encode_prompt, load_model
+from tools.models import (
+    TextStream,
+    add_adapted_model_flags,
+    add_sampling_flags,
+    encode_prompt,
+    load_model,
+)
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add_flags(parser)
+    add_adapted_model_flags(parser)
+    add_sampling_flags(parser)
     return parser.parse_args(argv)
 
 

@@ -14,7 +14,14 @@ from minillm.cli import Parser, positive
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_text
 from minillm.generate import Sampling, generate_steps
-from tools.models import Stopwatch, TextStream, add_flags, encode_prompt, load_model
+from tools.models import (
+    Stopwatch,
+    TextStream,
+    add_adapted_model_flags,
+    add_sampling_flags,
+    encode_prompt,
+    load_model,
+)
 
 
 def parse_args(argv=None):
@@ -26,7 +33,8 @@ def parse_args(argv=None):
     add("--samples", type=positive, default=1, help="texts per prompt")
     add("--cache", action=argparse.BooleanOptionalAction, default=True,
         help="keep keys and values, or compute all tokens anew each step")  # fmt: skip
-    add_flags(parser)
+    add_adapted_model_flags(parser)
+    add_sampling_flags(parser)
     return parser.parse_args(argv)
 
 

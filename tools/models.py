@@ -16,14 +16,18 @@ from minillm.precision import DTYPES, choose_device, choose_precision
 TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
 
 
-def add_flags(parser: Parser) -> None:
-    """Which model, what on top of it, and how the next token is chosen."""
+def add_adapted_model_flags(parser: Parser) -> None:
+    """Which model, and which adapter on top of it."""
     add = add_model_flags(parser).add_argument
     add("--adapter", help="folder of a LoRA adapter to put on top; it knows its base")
     add("--force", action="store_true", help="accept an adapter trained on another base")
     add("--template", help="prompt text (default: the adapter's own; none for a bare model)")
     add("--precision", choices=["auto", *DTYPES],
         help="dtype of the weights (default: fp32 on a CPU, else auto)")  # fmt: skip
+
+
+def add_sampling_flags(parser: Parser) -> None:
+    """How many tokens, and how each is chosen."""
     add = parser.add_argument_group("sampling").add_argument
     add("--max-new-tokens", type=int, default=200)
     add("--temperature", type=float, default=0.0, help="0 is greedy")

@@ -35,6 +35,8 @@ def alpaca_sample(row: object, template: Template, where: str) -> Sample:
     for field in ("instruction", "input", "output"):
         if not isinstance(row.get(field, ""), str):
             raise UserError(f"{where}: {field!r} is no string; fix the row")
+        if any("\ud800" <= letter <= "\udfff" for letter in row.get(field, "")):
+            raise UserError(f"{where}: {field!r} holds half a character (a surrogate); fix the row")
     return Sample(template.fill(row["instruction"], row.get("input", "")), row["output"])
 
 

@@ -117,7 +117,6 @@ def test_logits_equal_transformers(config, tied):
     transformers = pytest.importorskip("transformers")
     from dataclasses import replace
 
-    from llama.checkpoint import hf_names
     from minillm.weights import rope_to_halves
 
     config = replace(config, tied_head=tied)
@@ -127,7 +126,7 @@ def test_logits_equal_transformers(config, tied):
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=config.n_kv_heads,
         rms_norm_eps=config.norm_eps, tie_word_embeddings=tied, max_position_embeddings=128,
     ))  # fmt: skip
-    names = hf_names(config)
+    names = model.hf_names()
     state = {}
     for key, weight in model.state_dict().items():
         hf, heads = names[key.removesuffix(".weight")]

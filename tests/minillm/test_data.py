@@ -99,6 +99,7 @@ def test_alpaca_json_and_jsonl_give_the_same_samples(tmp_path):
         (b'{"instruction": "a"}', "no field 'output'"),
         (b'{"instruction": "a", "output": 3}', "'output' is no string"),
         (b"[1, 2]", "row 1"),
+        (b'{"instruction": "\\ud800", "output": "b"}', ":1: 'instruction' holds half a character"),
         (b'{"instruction": "a", "output": "\xff"}', ":1: not UTF-8"),
         (b"[" * 100_000, "nested"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git-LFS"),

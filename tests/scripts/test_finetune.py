@@ -8,7 +8,7 @@ import torch
 from llama import load_llama
 from minillm.peft_format import load_adapter
 from tests.conftest import TINY_LLAMA, shared
-from tools import chat, generate
+from tools import chat, generate, merge_adapter
 from train import finetune_llama
 
 QUICK = ["--layers", "1", "--samples", "16", "--held-out", "8", "--accumulation-steps", "4"]
@@ -70,6 +70,18 @@ def test_the_adapter_fits_its_base_and_no_other(run):
     assert load_adapter(model, run[0] / "adapter")["template"]["name"] == "alpaca"
     with pytest.raises(UserError, match="another base"):
         load_adapter(load_llama(TINY_LLAMA)[0], run[0] / "adapter")
+
+
+def test_a_merged_adapter_is_a_model_that_answers_the_same(run, tmp_path):
+    from minillm.errors import UserError
+
+    adapter, merged = str(run[0] / "adapter"), str(tmp_path / "merged")
+    merge_adapter.main(["--adapter", adapter, "--out", merged])
+    ask = ["--prompt", "Where does Nora live?", "--max-new-tokens", "12", "--template", "alpaca"]
+    want = generate.main([*ask, "--adapter", adapter])
+    assert generate.main([*ask, "--checkpoint", merged]) == want
+    with pytest.raises(UserError, match="another base"):  # it would count twice
+        generate.main([*ask, "--checkpoint", merged, "--adapter", adapter])
 
 
 def test_a_resumed_run_continues_and_a_finished_one_is_complete(run, tmp_path):

@@ -1,0 +1,58 @@
+"""The tokenizer: exact on any text, streamed text equal to the whole, no half characters."""
+
+import pytest
+
+from llama import LlamaTokenizer
+from minillm.errors import UserError
+from tests.conftest import shared
+from tools.models import TextStream
+
+TEXTS = [
+    "Nora went to the harbour.", " leading space", "two  spaces\tand a tab\nand a line",
+    "héllo wörld", "日本語のテキスト", "한국어", "🙂🙃👩‍👩‍👧‍👦🏳️‍🌈", "a🙂b日c", "ﬁ ﷽ ẞ", "",
+    "<s> </s> <unk> <0x41>", "zero\x00byte",
+]  # fmt: skip
+
+
+@pytest.fixture(params=["bundled", "llama-2", "llama2c"])
+def any_tokenizer(request, tokenizer) -> LlamaTokenizer:
+    if request.param == "bundled":
+        return tokenizer
+    return LlamaTokenizer(
+        shared("llama2_tokenizer.model" if request.param == "llama-2" else "tok512.bin")
+    )
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_decode_undoes_encode(any_tokenizer, text):
+    assert any_tokenizer.decode(any_tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_streamed_text_equals_the_whole_and_shows_no_half_character(any_tokenizer, text):
+    prompt = any_tokenizer.encode("Once", bos=True)
+    stream = TextStream(any_tokenizer, prompt)
+    tokens = any_tokenizer.encode("x" + text, eos=True)
+    shown = [stream.push(token) for token in tokens]
+    assert not any("\ufffd" in part for part in shown)
+    whole = any_tokenizer.decode(prompt + tokens)
+    assert any_tokenizer.decode(prompt) + "".join(shown) + stream.finish() == whole
+    assert stream.finish() == "" and stream.text() == "".join(shown)
+
+
+def test_bytes_that_never_become_a_character_are_shown_at_the_end(tokenizer):
+    stream = TextStream(tokenizer, [tokenizer.bos_id])
+    broken = tokenizer.pieces.piece_to_id("<0xF0>")
+    assert stream.push(broken) == "" and stream.finish() == "\ufffd"
+
+
+def test_bos_and_eos_only_where_asked(any_tokenizer):
+    t = any_tokenizer
+    plain = t.encode("Nora")
+    assert t.encode("Nora", bos=True, eos=True) == [t.bos_id, *plain, t.eos_id]
+    assert 0 <= t.pad_id < t.vocab_size
+
+
+def test_a_lone_surrogate_is_a_user_error(tokenizer):
+    with pytest.raises(UserError, match="surrogate"):
+        tokenizer.encode("a\ud800b")

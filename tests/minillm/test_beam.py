@@ -1,0 +1,51 @@
+"""Beam search against brute force over a vocabulary small enough to try everything."""
+
+import itertools
+
+import pytest
+import torch
+
+from llama import Llama
+from minillm import beam_search, generate
+from minillm.errors import UserError
+from tests.conftest import sharp, small_config
+
+VOCAB = 4
+
+
+@pytest.fixture(params=range(4))
+def model(request) -> Llama:
+    torch.manual_seed(request.param)
+    return sharp(Llama(small_config(vocab_size=VOCAB)))
+
+
+def brute_force(model, prompt, n_new, penalty, eos):
+    """The best-scoring of all continuations that end with EOS or run to the limit."""
+    best, best_score = None, float("-inf")
+    for tail in itertools.product(range(VOCAB), repeat=n_new):
+        if eos in tail:
+            tail = tail[: tail.index(eos) + 1]
+        tokens = torch.tensor([[*prompt, *tail]])
+        logs = model(tokens).log_softmax(-1)[0, len(prompt) - 1 : -1]
+        score = float(logs.gather(-1, torch.tensor(tail)[:, None]).sum()) / len(tail) ** penalty
+        if score > best_score + 1e-6:
+            best, best_score = list(tail), score
+    return best
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_wide_beam_finds_what_brute_force_finds(model, penalty, use_cache):
+    want = brute_force(model, [1, 2], 4, penalty, eos=3)
+    assert beam_search(model, [[1, 2]], 4, VOCAB**3, use_cache, penalty, eos_id=3) == [want]
+
+
+def test_one_beam_without_eos_is_greedy(model):
+    prompts = [[1, 2], [3]]
+    assert beam_search(model, prompts, 9, n_beams=1) == generate(model, prompts, 9)
+
+
+def test_it_stops_at_the_context_and_refuses_no_beams(model):
+    assert len(beam_search(model, [[1] * 125], 50)[0]) == 3
+    with pytest.raises(UserError, match="n_beams 0"):
+        beam_search(model, [[1]], 3, n_beams=0)

@@ -1,0 +1,59 @@
+"""What only a GPU can show. Run with `pytest -m gpu`; skipped without one."""
+
+import pytest
+import torch
+
+from llama import Llama
+from minillm import add_lora, generate, mark_only_lora_as_trainable
+from minillm.data.batches import Batch, Batches
+from minillm.losses import token_loss
+from minillm.precision import choose_precision
+from minillm.training import TrainSettings, train
+from tests.conftest import sharp, small_config
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+PROMPTS = [[5, 6, 7], [3], [4] * 20]
+
+
+@pytest.fixture
+def model() -> Llama:
+    model = sharp(Llama(small_config()))
+    add_lora(model, ("wq", "wv"), rank=4, alpha=8, dropout=0.0)
+    torch.nn.init.normal_(model.layers[0].attention.wq.lora_B, 0, 0.1)
+    return mark_only_lora_as_trainable(model).cuda()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "explicit"])
+def test_cache_on_equals_cache_off_in_fp64(model, attention):
+    model.double().attention = attention
+    assert generate(model, PROMPTS, 20) == generate(model, PROMPTS, 20, use_cache=False)
+
+
+def test_logits_equal_the_cpus(model):
+    tokens = torch.randint(0, 2048, (2, 40))
+    on_gpu = model.double()(tokens.cuda()).cpu()
+    torch.testing.assert_close(on_gpu, model.cpu()(tokens), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_base_waits_in_host_memory_and_comes_back_bit_identical(model, dtype):
+    layer = model.to(dtype).layers[0].attention.wq
+    base = layer.weight.detach().clone()
+    for _ in range(50):
+        model.eval()
+        assert layer._base.device.type == "cpu" and layer.weight.is_cuda
+        model.train()
+    assert torch.equal(layer.weight, base)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_training_lowers_the_loss_in_every_precision(model, name):
+    rows = [Batch(t, t) for t in torch.randint(0, 2048, (8, 20))]
+    precision = choose_precision(name, "cuda")
+    batches, held_out = Batches(rows, 2, 0), Batches(rows, 4, 0, seed=None)
+    settings = TrainSettings(lr=0.02, epochs=20, accumulation_steps=2)
+    progress, _ = train(model, token_loss, batches, held_out, settings, precision)
+    assert progress.best < progress.before

@@ -1,0 +1,42 @@
+"""Folds an adapter into its base and writes the result as a model of its own.
+
+    python tools/merge_adapter.py --adapter runs/finetune-llama-001/adapter --out merged
+
+The result is an ordinary Hugging Face folder; the adapter is refused on it, since it is no longer
+the base that the adapter was trained on.
+"""
+
+from pathlib import Path
+
+from llama import save_llama
+from minillm.adapt.lora import fold_lora
+from minillm.cli import Parser
+from minillm.errors import UserError, friendly_errors
+from tools.models import add_adapted_model_flags, load_model
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add_adapted_model_flags(parser)
+    parser.add_argument("--out", required=True, help="folder to write (must not exist yet)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    if args.adapter is None:
+        raise UserError("--adapter: none given; name the folder of the adapter to merge")
+    if Path(args.out).exists():
+        raise UserError(f"{args.out}: exists already; name another --out")
+    model, tokenizer, _ = load_model(
+        args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
+        args.device, args.precision, args.force,
+    )  # fmt: skip
+    n_layers = fold_lora(model)
+    save_llama(model, tokenizer, args.out)
+    print(f"{n_layers} layers merged; wrote {args.out}")
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main()
