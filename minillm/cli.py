@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
                 kind = "true or false" if is_switch else "text"
                 raise UserError(f"{path}: {name}: {value!r} should be {kind}; fix it")
             if action.choices is not None and value is not None and value not in action.choices:
-                raise UserError(f"{path}: {name}: {value!r} is none of {list(action.choices)}")
+                raise UserError(f"{path}: {name}: {value!r} is none of {action.choices}; fix it")
             values[action.dest] = value
         return values
 

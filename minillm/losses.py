@@ -10,14 +10,14 @@ from torch import Tensor, nn
 IGNORED = -100  # label of a position without supervision, PyTorch's own default
 
 
-def token_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def token_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Cross-entropy of every labelled token given all tokens before it, summed, in nats.
 
-    Shapes: batch = tokens (B, T), labels (B, T) with labels[t] the token at t or -100; the one
-    shift happens here. Returns (loss sum, number of labelled tokens), both scalars. Only the N
+    Shapes: batch = (tokens (B, T), labels (B, T), ...) with labels[t] the token at t or -100; the
+    one shift happens here. Returns (loss sum, number of labelled tokens), both scalars. Only the N
     positions that predict a labelled token meet the vocabulary matrix.
     """
-    tokens, labels = batch
+    tokens, labels = batch[:2]
     targets = labels[:, 1:]  # (B, T-1): position t predicts token t + 1
     supervised = targets != IGNORED
     logits = model(tokens[:, :-1], logits_at=supervised)  # (N, V)

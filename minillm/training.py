@@ -96,7 +96,7 @@ def train(
             scaler.scale(loss_sum).backward()
             losses.append(loss_sum.detach())
             count += int(loss_count)
-            n_tokens += batch[0].numel()
+            n_tokens += int(batch.lengths.sum())  # paddings do not count
         loss = float(torch.stack(losses).sum()) / max(1, count)
         check_step(model, loss, progress)
         scaler.unscale_(optimizer)

@@ -5,7 +5,7 @@ import torch
 
 from llama import Llama
 from minillm import add_lora, generate, mark_only_lora_as_trainable
-from minillm.data.batches import Batch, Batches
+from minillm.data.batches import Batches, Row
 from minillm.losses import token_loss
 from minillm.precision import choose_precision
 from minillm.training import TrainSettings, train
@@ -51,7 +51,7 @@ def test_the_base_waits_in_host_memory_and_comes_back_bit_identical(model, dtype
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
 def test_training_lowers_the_loss_in_every_precision(model, name):
-    rows = [Batch(t, t) for t in torch.randint(0, 2048, (8, 20))]
+    rows = [Row(t, t) for t in torch.randint(0, 2048, (8, 20))]
     precision = choose_precision(name, "cuda")
     batches, held_out = Batches(rows, 2, 0), Batches(rows, 4, 0, seed=None)
     settings = TrainSettings(lr=0.02, epochs=20, accumulation_steps=2)

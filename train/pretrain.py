@@ -86,13 +86,14 @@ def first_layers(model: Llama, n: int) -> Llama:
 def prefix_loss(model: Llama, batch):
     """token_loss, but in training the last quarter of the rows passes only the first blocks, 1 to
     n - 1 of them drawn anew each time with a bent for few. Evaluation uses the whole model."""
-    n_layers, n_short = model.config.n_layers, len(batch.tokens) // 4
+    tokens, labels = batch[:2]
+    n_layers, n_short = model.config.n_layers, len(tokens) // 4
     if not model.training or n_short == 0 or n_layers == 1:
         return token_loss(model, batch)
     depth = 1 + int((n_layers - 1) * float(torch.rand(())) ** 2)
-    loss, count = token_loss(model, (batch.tokens[:-n_short], batch.labels[:-n_short]))
-    rest = (batch.tokens[-n_short:], batch.labels[-n_short:])
-    short_loss, short_count = token_loss(first_layers(model, depth), rest)
+    loss, count = token_loss(model, (tokens[:-n_short], labels[:-n_short]))
+    short = first_layers(model, depth)
+    short_loss, short_count = token_loss(short, (tokens[-n_short:], labels[-n_short:]))
     return loss + short_loss, count + short_count
 
 

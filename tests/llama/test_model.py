@@ -154,7 +154,7 @@ def test_at_most_seven_of_our_frames_lead_to_the_softmax(monkeypatch):
     """Script, main, train, loss, model, block, attention: here from `train` on, so at most five."""
     import traceback
 
-    from minillm.data.batches import Batch, Batches
+    from minillm.data.batches import Batches, Row
     from minillm.precision import choose_precision
     from minillm.training import TrainSettings, train
     from tests.conftest import ROOT
@@ -169,6 +169,6 @@ def test_at_most_seven_of_our_frames_lead_to_the_softmax(monkeypatch):
     monkeypatch.setattr(torch, "softmax", spy)
     model = Llama(small_config())
     model.attention = "explicit"
-    rows, precision = [Batch(torch.arange(5), torch.arange(5))], choose_precision("fp32", "cpu")
+    rows, precision = [Row(torch.arange(5), torch.arange(5))], choose_precision("fp32", "cpu")
     train(model, token_loss, Batches(rows, 1, 0), None, TrainSettings(), precision)
     assert seen and all(len(frames) <= 5 for frames in seen)

@@ -27,7 +27,7 @@ def brute_force(model, prompt, n_new, penalty, eos):
             tail = tail[: tail.index(eos) + 1]
         tokens = torch.tensor([[*prompt, *tail]])
         logs = model(tokens).log_softmax(-1)[0, len(prompt) - 1 : -1]
-        score = float(logs.gather(-1, torch.tensor(tail)[:, None]).sum()) / len(tail) ** penalty
+        score = logs.gather(-1, torch.tensor(tail)[:, None]).sum().item() / len(tail) ** penalty
         if score > best_score + 1e-6:
             best, best_score = list(tail), score
     return best

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llama import LlamaTokenizer
-from minillm.data.batches import Batch, Batches, collate, encode_samples, windows
+from minillm.data.batches import Batches, Row, collate, encode_samples, windows
 from minillm.data.tasks import Sample, read_alpaca, split_by_hash
 from minillm.data.templates import TEMPLATES, find_template
 from minillm.errors import UserError
@@ -140,8 +140,8 @@ def test_an_unknown_template_lists_the_known_ones(tmp_path):
         find_template(str(tmp_path / "t.json"))
 
 
-def rows_of(n: int) -> list[Batch]:
-    return [Batch(torch.full((i % 5 + 1,), i), torch.full((i % 5 + 1,), i)) for i in range(n)]
+def rows_of(n: int) -> list[Row]:
+    return [Row(torch.full((i % 5 + 1,), i), torch.full((i % 5 + 1,), i)) for i in range(n)]
 
 
 def test_every_row_appears_once_an_epoch_in_an_order_of_seed_and_epoch():
@@ -158,8 +158,15 @@ def test_every_row_appears_once_an_epoch_in_an_order_of_seed_and_epoch():
 
 def test_collate_pads_on_the_right_without_labels():
     batch = collate(rows_of(3), pad_id=9)
-    assert batch.tokens.tolist() == [[0, 9, 9], [1, 1, 9], [2, 2, 2]]
-    assert batch.labels.tolist() == [[0, -100, -100], [1, 1, -100], [2, 2, 2]]
+    assert batch.tokens.tolist() == [r + [9] * (17 - len(r)) for r in ([0], [1, 1], [2, 2, 2])]
+    assert batch.labels.tolist() == [r + [-100] * (17 - len(r)) for r in ([0], [1, 1], [2, 2, 2])]
+    assert batch.lengths.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("length", "columns"), [(1, 1), (2, 17), (17, 17), (18, 33)])
+def test_what_the_model_is_fed_is_a_multiple_of_16(length, columns):
+    row = Row(torch.arange(length), torch.arange(length))
+    assert collate([row], 0).tokens.shape == (1, columns)
 
 
 def test_windows_predict_every_token_but_the_first_once():

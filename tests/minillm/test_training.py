@@ -8,7 +8,7 @@ from torch import nn
 
 from llama import Llama
 from minillm import add_lora, mark_only_lora_as_trainable
-from minillm.data.batches import Batch, Batches
+from minillm.data.batches import Batches, Row
 from minillm.errors import NumericError, UserError
 from minillm.losses import token_loss
 from minillm.precision import choose_precision
@@ -28,7 +28,7 @@ from tests.conftest import sharp, small_config
 FP32 = choose_precision("fp32", "cpu")
 
 
-def ragged_rows(n: int, seed: int = 0) -> list[Batch]:
+def ragged_rows(n: int, seed: int = 0) -> list[Row]:
     """Rows of 5 to 40 tokens of which the last 1 to half are supervised."""
     stream = torch.Generator().manual_seed(seed)
     rows = []
@@ -37,7 +37,7 @@ def ragged_rows(n: int, seed: int = 0) -> list[Batch]:
         tokens = torch.randint(0, 2048, (length,), generator=stream)
         labels = tokens.clone()
         labels[: int(torch.randint(length // 2, length - 1, (), generator=stream))] = -100
-        rows.append(Batch(tokens, labels))
+        rows.append(Row(tokens, labels))
     return rows
 
 

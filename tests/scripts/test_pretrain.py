@@ -34,21 +34,17 @@ def test_first_layers_share_every_tensor():
 
 
 def test_every_tensor_gets_a_gradient_from_the_mixed_loss():
-    from minillm.data.batches import Batch
-
     model = Llama(small_config())
     tokens = torch.randint(0, 2048, (4, 12))
-    loss, count = pretrain.prefix_loss(model, Batch(tokens, tokens))
+    loss, count = pretrain.prefix_loss(model, (tokens, tokens))
     loss.backward()
     assert count == 44 and all(p.grad is not None for p in model.parameters())
 
 
 def test_evaluation_uses_the_whole_model():
-    from minillm.data.batches import Batch
-
     model = Llama(small_config()).eval()
     tokens = torch.randint(0, 2048, (4, 12))
-    batch = Batch(tokens, tokens)
+    batch = (tokens, tokens)
     assert pretrain.prefix_loss(model, batch)[0] == token_loss(model, batch)[0]
 
 
