@@ -5,6 +5,7 @@ permuted between the two (llama/names.py says which).
 """
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,14 +42,15 @@ def load_llama(
     """A model and its tokenizer from a Meta folder, a Hugging Face folder, or a llama2.c .bin.
 
     `n_layers` keeps the first blocks and reads no other; `tokenizer` names a file where the model
-    has none beside it. Tensors stream one by one into `dtype` on `device`: host memory stays
-    within the model plus one tensor. Errors: UserError naming the file, what is wrong with it and
-    every missing, unexpected or misshapen tensor.
+    has none beside it (without one, text is taken as bytes, with a warning). Tensors stream one
+    by one into `dtype` on `device`: host memory stays within the model plus one tensor. Errors:
+    UserError naming the file, what is wrong with it and every missing, unexpected or misshapen
+    tensor.
     """
     path = Path(path)
     config, tensors = open_checkpoint(path)
     if n_layers is not None:
-        if not 1 <= n_layers <= config.n_layers:
+        if not (isinstance(n_layers, int) and 1 <= n_layers <= config.n_layers):
             raise UserError(f"{path}: has {config.n_layers} layers, not {n_layers}; lower --layers")
         dropped = re.compile(r"layers\.(\d+)\.")
         tensors = {
@@ -58,7 +60,11 @@ def load_llama(
         }
         config = replace(config, n_layers=n_layers)
     text = LlamaTokenizer(tokenizer or find_tokenizer(path))
-    check_tokenizer(text, config, tokenizer or path)
+    if text.path is not None:
+        check_tokenizer(text, config, text.path)
+    else:
+        print(f"warning: {path}: no tokenizer beside it; text is taken as bytes, which suits no "
+              "model trained otherwise (add --tokenizer)", file=sys.stderr)  # fmt: skip
     model = empty_model(lambda: Llama(config))
     assign_weights(model, tensors, path, dtype, device)
     return model, text
@@ -77,13 +83,14 @@ def open_checkpoint(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     raise UserError(f"{path}: no such file or folder; check the path")
 
 
-def find_tokenizer(path: Path) -> Path:
-    """The tokenizer file of a model: in its folder, or beside it for a single file."""
+def find_tokenizer(path: Path) -> Path | None:
+    """The tokenizer file of a model: in its folder, or beside it for a single file; None if there
+    is none."""
     folder = path if path.is_dir() else path.parent
     for name in ("tokenizer.model", "tokenizer.bin", "tok512.bin"):
         if (folder / name).exists():
             return folder / name
-    raise UserError(f"{folder}: no tokenizer.model or tokenizer.bin; give one with --tokenizer")
+    return None
 
 
 def check_tokenizer(tokenizer: LlamaTokenizer, config: LlamaConfig, where: str | Path) -> None:
@@ -118,11 +125,16 @@ def _hf_config(path: Path) -> LlamaConfig:
     """LlamaConfig of a config.json. Errors: UserError for what the model does not implement."""
     p = Fields(path)
     rope, scaling = p.table("rope_parameters"), p.table("rope_scaling")
-    kinds = {rope.get("rope_type"), scaling.get("rope_type"), scaling.get("type")}
+    kinds = [rope.get("rope_type"), scaling.get("rope_type"), scaling.get("type")]
     heads = p.whole("num_attention_heads")
     refused = {
         "model_type": p.get("model_type", "llama") != "llama",
-        "rope_scaling": bool(kinds - {None, "default"}) or "factor" in scaling,
+        "rope_scaling": any(kind not in (None, "default") for kind in kinds)
+        or "factor" in scaling,
+        "architectures": p.get("architectures") not in (None, ["LlamaForCausalLM"]),
+        "partial_rotary_factor": p.get("partial_rotary_factor", 1.0) != 1.0,
+        "sliding_window": p.get("sliding_window") is not None,
+        "quantization_config": p.get("quantization_config") is not None,
         "attention_bias": p.get("attention_bias", False),
         "mlp_bias": p.get("mlp_bias", False),
         "hidden_act": p.get("hidden_act", "silu") != "silu",

@@ -71,9 +71,21 @@ def sentencepiece_proto(raw: bytes, path: Path) -> bytes:
         at, token = at + 8 + length, token + 1
     if token < 259:
         raise UserError(f"{path}: {token} tokens, fewer than the 256 bytes; not a llama2.c file")
-    bpe = _number(3, 2) + _number(4, token) + _number(35, 1)  # type, vocabulary, byte fallback
-    spaces = _number(3, 1) + _number(4, 0) + _number(5, 1)  # dummy prefix, keep runs, escape
-    return proto + _field(2, bpe) + _field(3, _field(1, b"identity") + spaces)
+    return _with_settings(proto, token, spaces=True)
+
+
+def byte_proto() -> bytes:
+    """A model of the three control tokens and the 256 bytes: any text, no vocabulary."""
+    pieces = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256))]
+    proto = b"".join(_field(1, _piece(token, text, 0.0)) for token, text in enumerate(pieces))
+    return _with_settings(proto, len(pieces), spaces=False)
+
+
+def _with_settings(pieces: bytes, n_pieces: int, spaces: bool) -> bytes:
+    """BPE with byte fallback; `spaces`: text gets one in front, and all are written as U+2581."""
+    bpe = _number(3, 2) + _number(4, n_pieces) + _number(35, 1)  # type, size, byte fallback
+    normal = _number(3, spaces) + _number(4, 0) + _number(5, spaces)  # prefix, keep runs, escape
+    return pieces + _field(2, bpe) + _field(3, _field(1, b"identity") + normal)
 
 
 def _piece(token: int, text: bytes, score: float) -> bytes:

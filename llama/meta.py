@@ -59,8 +59,10 @@ def _fill_equal(pieces: list[LazyTensor], out: torch.Tensor, name: str) -> None:
 def _meta_config(path: Path, tensors: dict[str, LazyTensor]) -> LlamaConfig:
     """LlamaConfig of a params.json; the feed-forward's width follows from dim (Meta's rule)."""
     p = Fields(path)
+    if p.get("use_scaled_rope"):
+        raise UserError(f"{path}: use_scaled_rope is Llama 3.1, not LLaMA-2; not supported")
     dim, multiple = p.whole("dim"), p.whole("multiple_of", 256)
-    hidden = int(p.number("ffn_dim_multiplier", 1.0) * int(8 * dim / 3))
+    hidden = int(min(p.number("ffn_dim_multiplier", 1.0), 1e6) * int(8 * dim / 3))
     hidden = multiple * math.ceil(hidden / multiple)
     vocab = p.get("vocab_size", -1)
     if vocab == -1:  # "ask the tokenizer": the embedding knows as well

@@ -39,7 +39,8 @@ class LlamaConfig:
     tied_head: bool = False  # the head shares the embedding's matrix
 
     def __post_init__(self):
-        for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim"):
+        sizes = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim")
+        for name in (*sizes, "max_seq_len"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 < value < 2**31:
                 raise UserError(f"LlamaConfig.{name} is {value}; it must be a positive integer")

@@ -9,22 +9,20 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from llama.llama2c import sentencepiece_proto
+from llama.llama2c import byte_proto, sentencepiece_proto
 from minillm.errors import UserError
 from minillm.files import atomic_file, check_readable
 
 
 class LlamaTokenizer:
-    """Text to ids and back, from a file on disk only.
+    """Text to ids and back, from a file on disk only; path None takes every byte as a token.
 
     Errors: UserError naming a file that is missing or no tokenizer.
     """
 
-    def __init__(self, path: str | Path):
-        path = Path(path)
-        check_readable(path)
-        raw = path.read_bytes()
-        self.model_proto = sentencepiece_proto(raw, path) if path.suffix == ".bin" else raw
+    def __init__(self, path: str | Path | None):
+        self.path = path = None if path is None else Path(path)
+        self.model_proto = byte_proto() if path is None else _read_proto(path)
         try:
             self.pieces = SentencePieceProcessor(model_proto=self.model_proto)
         except Exception as error:
@@ -56,3 +54,10 @@ class LlamaTokenizer:
         """Writes the SentencePiece model."""
         with atomic_file(path) as temporary:
             temporary.write_bytes(self.model_proto)
+
+
+def _read_proto(path: Path) -> bytes:
+    """A SentencePiece model as it is, or made from a llama2.c file."""
+    check_readable(path)
+    raw = path.read_bytes()
+    return sentencepiece_proto(raw, path) if path.suffix == ".bin" else raw

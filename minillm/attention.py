@@ -23,6 +23,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, mode:
         grouped = q.size(1) != k.size(1)
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
     else:
+        assert mode == "explicit", f"attention is {mode!r}; choose sdpa or explicit"
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # (B, H, S, Dh)
         v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)  # (B, H, S, Dh)
         if mask is None:

@@ -29,7 +29,7 @@ def beam_search(
     """
     if n_beams < 1:
         raise UserError(f"n_beams {n_beams}: must be at least 1; change it")
-    check_prompts(prompts, model.config.max_seq_len, max_new_tokens)
+    check_prompts(prompts, model.config.max_seq_len, max_new_tokens, model.config.vocab_size)
     was_training = model.training
     model.eval()
     try:

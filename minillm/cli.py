@@ -54,32 +54,48 @@ class Parser(argparse.ArgumentParser):
         content = read_json(path)
         if not isinstance(content, dict):
             raise UserError(f"{path}: no JSON object of settings; write {{\"lr\": 1e-4, ...}}")
-        known = {a.dest: a for a in self._actions}
+        known = {name: a for a in self._actions for name in (a.dest, *a.option_strings)}
         values = {}
         for name, value in content.items():
-            action = known.get(name.replace("-", "_"))
+            flag = "--" + name.replace("_", "-")
+            action = known.get(flag)
             if action is None:
-                raise UserError(f"{path}: {self._unknown('--' + name)}; remove it")
-            if action.type is not None and value is not None:
-                try:
-                    value = action.type(value)
-                except (TypeError, ValueError, argparse.ArgumentTypeError):
-                    raise UserError(f"{path}: {name}: invalid value {value!r}; fix it") from None
-            is_switch = action.nargs == 0
-            if is_switch != isinstance(value, bool) or (
-                action.type is None and not isinstance(value, bool | str | None)
-            ):
-                kind = "true or false" if is_switch else "text"
-                raise UserError(f"{path}: {name}: {value!r} should be {kind}; fix it")
-            if action.choices is not None and value is not None and value not in action.choices:
-                raise UserError(f"{path}: {name}: {value!r} is none of {action.choices}; fix it")
-            values[action.dest] = value
+                raise UserError(f"{path}: {self._unknown(flag)}; remove it")
+            try:
+                values[action.dest] = _config_value(action, flag, value)
+            except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+                raise UserError(f"{path}: {name}: {value!r}: {error}; fix it") from None
         return values
 
     def _unknown(self, flag: str) -> str:
         flags = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(flag.split("=")[0], flags, 1)
         return f"{flag}: unknown" + (f", did you mean {near[0]}?" if near else "")
+
+
+def _config_value(action: argparse.Action, flag: str, value: object) -> object:
+    """A JSON value as the flag's own: null only where the flag may be left out, switches true or
+    false, numbers and texts as they would be on the command line.
+
+    Errors: ValueError, TypeError or ArgumentTypeError saying what is expected.
+    """
+    if value is None and action.default is None and not action.required:
+        return None
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError("true or false is expected")
+        is_pair = isinstance(action, argparse.BooleanOptionalAction)
+        return not value if is_pair and flag.startswith("--no-") else value
+    if isinstance(action, argparse._AppendAction):
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise ValueError("a list of texts is expected")
+        return value
+    if isinstance(value, bool | list | dict) or action.type is None and not isinstance(value, str):
+        raise ValueError("another kind of value is expected")
+    value = action.type(str(value)) if action.type is not None else value
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f"choose from {', '.join(action.choices)}")
+    return value
 
 
 def _dashes(word: str) -> str:
@@ -103,14 +119,35 @@ def add_model_flags(parser: Parser) -> argparse._ArgumentGroup:
     return group
 
 
-def positive(text: str | int) -> int:
-    """An integer of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    return int(_within(int(text), 1, 2**53, "a whole number of at least 1"))
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 on, such as a seed."""
+    return int(_within(int(text), 0, 2**53, "a whole number from 0 on"))
+
+
+def amount(text: str) -> float:
+    """A finite number of at least 0."""
+    return _within(float(text), 0.0, sys.float_info.max, "a number of at least 0")
+
+
+def share(text: str) -> float:
+    """A number from 0 up to, not including, 1."""
+    return _within(float(text), 0.0, 1 - 2**-53, "a number from 0 to below 1")
+
+
+def _within(value: float, low: float, high: float, wanted: str) -> float:
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{value} is not {wanted}")
     return value
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """The resolved settings under their flags' names, for config.json."""
-    return {name.replace("_", "-"): value for name, value in vars(args).items()}
+    """The resolved settings under their flags' names, for config.json: what is computed, not
+    where it is kept or how it is shown."""
+    about_the_run = {"config", "debug", "out_dir", "resume", "overwrite"}
+    kept = {name: value for name, value in vars(args).items() if name not in about_the_run}
+    return {name.replace("_", "-"): value for name, value in kept.items()}

@@ -11,8 +11,9 @@ from minillm.errors import UserError
 
 def read_json(path: Path) -> dict | list:
     """A JSON file. Errors: UserError naming the file and the line of the fault."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); fix it") from None
     except (RecursionError, ValueError):

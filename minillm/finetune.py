@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minillm.adapt.lora import add_lora, mark_only_lora_as_trainable
-from minillm.cli import Parser, add_model_flags, positive
+from minillm.cli import Parser, add_model_flags, amount, positive, share, whole
 from minillm.data.batches import Batches, Encoded, encode_samples
 from minillm.data.tasks import Sample, alpaca_sample, read_alpaca, split_by_hash
 from minillm.data.templates import Template
@@ -37,8 +37,8 @@ def add_flags(parser: Parser, targets: str) -> None:
     add = parser.add_argument_group("method").add_argument
     add("--method", choices=["lora", "full"], default="lora", help="what is trained")
     add("--rank", type=int, default=16, help="LoRA: rows of A")
-    add("--alpha", type=float, default=32, help="LoRA: the update counts alpha / rank")
-    add("--lora-dropout", type=float, default=0.05, help="LoRA: dropout on its input")
+    add("--alpha", type=amount, default=32, help="LoRA: the update counts alpha / rank")
+    add("--lora-dropout", type=share, default=0.05, help="LoRA: dropout on its input")
     add("--targets", default=targets, help=f"LoRA: layers, comma-separated (default: {targets})")
     _add_training_flags(parser)
     add = parser.add_argument_group("run folder").add_argument
@@ -51,17 +51,17 @@ def _add_training_flags(parser: Parser) -> None:
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=positive, default=1, help="passes over the samples")
     add("--max-iters", type=positive, help="stop after N optimizer steps")
-    add("--lr", type=float, default=1e-5, help="peak learning rate")
+    add("--lr", type=amount, default=1e-5, help="peak learning rate")
     add("--schedule", choices=["constant", "cosine", "linear"], default="constant",
         help="of the learning rate after the warm-up")  # fmt: skip
-    add("--warmup", type=int, default=0, help="optimizer steps from lr 0 to the peak")
+    add("--warmup", type=whole, default=0, help="optimizer steps from lr 0 to the peak")
     add("--batch-size", type=positive, default=1, help="samples in one forward")
     add("--accumulation-steps", type=positive, default=8, help="forwards in an optimizer step")
-    add("--weight-decay", type=float, default=0.0, help="AdamW's, on matrices")
-    add("--grad-clip", type=float, default=1.0, help="largest gradient norm, 0 for no limit")
+    add("--weight-decay", type=amount, default=0.0, help="AdamW's, on matrices")
+    add("--grad-clip", type=amount, default=1.0, help="largest gradient norm, 0 for no limit")
     add("--eval-every", type=positive, help="optimizer steps between held-out losses")
     add("--patience", type=positive, help="stop after N evaluations without a new best")
-    add("--seed", type=int, default=0, help="of LoRA's A, of the order and of dropout")
+    add("--seed", type=whole, default=0, help="of LoRA's A, of the order and of dropout")
     add("--precision", choices=["auto", *DTYPES], default="auto",
         help="of matrix products; auto: bf16 where it runs in hardware")  # fmt: skip
     add("--frozen-dtype", choices=["auto", *DTYPES], default="auto",
@@ -92,7 +92,7 @@ def prepare_data(
         samples = [alpaca_sample(row, template, "tinyworld") for row in rows]
     else:
         samples = read_alpaca(path, template)
-    train, held_out = split_by_hash(samples)
+    train, held_out = split_by_hash(samples, path or "tinyworld")
     encoded = [
         encode_samples(side[:n], tokenizer, max_length)
         for side, n in ((train, n_train), (held_out, n_held_out))

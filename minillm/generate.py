@@ -57,7 +57,7 @@ def generate(
 
     Rows may differ in length: a ragged batch gives what each prompt gives alone. Row i draws from
     its own stream, seed + i, so a sample does not depend on its neighbours. Generation stops at
-    `max_new_tokens`, or where prompt and new tokens fill the model's context, whichever is first.
+    `max_new_tokens`, or for all rows where the longest fills the model's context.
     Merges LoRA for the time it runs and puts the model back into the mode it was in.
 
     Shapes: prompt (P, D), a soft prompt before every row. Units: max_new_tokens in tokens.
@@ -90,7 +90,7 @@ def generate_steps(
     for a row that has ended. Arguments and errors are those of `generate`."""
     n_prompt = 0 if prompt is None else prompt.size(0)
     limit = model.config.max_seq_len - n_prompt
-    check_prompts(prompts, limit, max_new_tokens)
+    check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
     if not prompts or max_new_tokens == 0:
         return
     device = next(model.parameters()).device
@@ -136,7 +136,7 @@ def sample_next_token(
     whose probabilities reach p: with 0.5, 0.3, 0.2 and p = 0.7 it keeps the first two; p = 0
     keeps one. Shapes: logits (B, V) fp32 -> (B,) int64; streams: a random stream per row.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-20:  # fp32 could not divide by it
         return logits.argmax(-1)
     k = min(sampling.top_k or logits.size(-1), logits.size(-1))
     values, ids = logits.topk(k)  # (B, k), best first
@@ -195,13 +195,21 @@ def random_streams(seed: int | None, n: int, device: torch.device) -> list[torch
     return [torch.Generator(device).manual_seed(seed + row) for row in range(n)]
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], limit: int, max_new_tokens: int) -> None:
-    """Errors: UserError if a prompt is empty or leaves no room for one new token."""
+def check_prompts(
+    prompts: Sequence[Sequence[int]], limit: int, max_new_tokens: int, vocab_size: int
+) -> None:
+    """Errors: UserError if a prompt is empty, leaves no room for one new token, or holds an id
+    that the embedding does not (a GPU would answer that by failing for good)."""
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens {max_new_tokens}: must not be negative; change it")
     for number, tokens in enumerate(prompts, 1):
         if len(tokens) == 0:
             raise UserError(f"prompt {number}: no tokens; begin it with the tokenizer's bos_id")
+        if min(tokens) < 0 or max(tokens) >= vocab_size:
+            raise UserError(
+                f"prompt {number}: ids {min(tokens)} to {max(tokens)}, but the model knows 0 to "
+                f"{vocab_size - 1}; use the tokenizer it was trained with"
+            )
         if len(tokens) >= limit:
             raise UserError(
                 f"prompt {number}: {len(tokens)} tokens leave no room in the context of {limit}; "

@@ -14,8 +14,10 @@ from torch import nn
 
 from minillm.adapt.lora import LoRALinear, add_lora, lora_state_dict
 from minillm.errors import UserError
-from minillm.files import read_json, write_json
+from minillm.files import Fields, write_json
 from minillm.weights import (
+    LazyTensor,
+    check_names,
     copy_weights,
     open_weights,
     rope_halves,
@@ -36,6 +38,12 @@ UNSUPPORTED = {
     "lora_bias": (False, None),
     "init_lora_weights": (True, False, None, "gaussian"),
     "fan_in_fan_out": (False, None),
+    "layer_replication": (None,),
+    "alora_invocation_tokens": (None,),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
 }
 
 
@@ -96,15 +104,33 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> d
     not have, another shape, or (unless `force`) a base other than the one it was trained on.
     """
     folder = Path(folder)
-    config = read_json(folder / "adapter_config.json")
-    _check_config(config, folder / "adapter_config.json")
-    extra = read_json(folder / "minillm.json") if (folder / "minillm.json").exists() else {}
-    _check_base(model, extra.get("base_fingerprint"), folder, force)
+    settings = _read_config(folder / "adapter_config.json")
+    notes = read_notes(folder)
+    _check_base(model, notes.get("base_fingerprint"), folder, force)
     file = folder / "adapter_model.safetensors"
     file = file if file.exists() else file.with_suffix(".bin")
+    tensors = _in_our_names(open_weights([file]), model, file)
+    names = sorted({key.rpartition(".")[0] for key in tensors})
+    modules = dict(model.named_modules())
+    expected = {}
+    for name in names:
+        if not isinstance(modules.get(name), nn.Linear):
+            raise UserError(f"{file}: the model has no linear {name}; load it with what it had")
+        linear, rank = modules[name], settings["rank"]
+        expected[f"{name}.lora_A"] = (rank, linear.in_features)
+        expected[f"{name}.lora_B"] = (linear.out_features, rank)
+    check_names(expected, {key: lazy.shape for key, lazy in tensors.items()}, file)
+    add_lora(model, names, **settings)
+    copy_weights(lora_state_dict(model), tensors, file)
+    model.train(model.training)
+    return notes
+
+
+def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) -> dict:
+    """PEFT's tensors under our names, rows of lora_B on wq and wk back in neighbouring pairs."""
     ours = {hf: (name, heads) for name, (hf, heads) in model.hf_names().items()}
     tensors = {}
-    for key, lazy in open_weights([file]).items():
+    for key, lazy in found.items():
         module, factor, end = _split(key)
         if module not in ours or end != "weight" or factor not in _FACTORS:
             raise UserError(f"{file}: {key} belongs to no layer of this model; a wrong base?")
@@ -112,16 +138,20 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> d
         if heads and factor == "lora_B":
             lazy = lazy.through(lambda out, heads=heads: rope_halves(out, heads))
         tensors[f"{name}.{factor}"] = lazy
-    modules = sorted({key.rpartition(".")[0] for key in tensors})
-    if not modules:
+    if not tensors:
         raise UserError(f"{file}: holds no tensors; save the adapter again")
-    missing = [n for n in modules if n not in dict(model.named_modules())]
-    if missing:
-        raise UserError(f"{file}: the model has no {missing[0]}; load it with the layers it had")
-    add_lora(model, modules, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
-    copy_weights(lora_state_dict(model), tensors, file)
-    model.train(model.training)
-    return extra
+    return tensors
+
+
+def read_notes(folder: Path) -> dict:
+    """minillm.json beside an adapter, {} if PEFT wrote it. Errors: UserError if it is damaged."""
+    path = Path(folder) / "minillm.json"
+    if not path.exists():
+        return {}
+    notes = Fields(path)
+    if not isinstance(notes.get("base_fingerprint", {}), dict):
+        raise UserError(f"{path}: base_fingerprint is no table; save the adapter again")
+    return notes.content
 
 
 def _split(key: str) -> tuple[str, str, str]:
@@ -130,15 +160,20 @@ def _split(key: str) -> tuple[str, str, str]:
     return tuple(parts) if len(parts) == 3 else (key, "", "")
 
 
-def _check_config(config: object, path: Path) -> None:
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+def _read_config(path: Path) -> dict:
+    """add_lora's rank, alpha and dropout from an adapter_config.json."""
+    config = Fields(path)
+    if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: no LoRA adapter (peft_type is not LORA); give another folder")
     for field, harmless in UNSUPPORTED.items():
-        if config.get(field) not in harmless:
-            raise UserError(f"{path}: {field} {config[field]!r} is not supported; use plain LoRA")
-    for field in ("r", "lora_alpha"):
-        if not isinstance(config.get(field), int | float):
-            raise UserError(f"{path}: {field} is missing or no number; save the adapter again")
+        if config.content.get(field) not in harmless:
+            value = config.content[field]
+            raise UserError(f"{path}: {field} {value!r} is not supported; use plain LoRA")
+    dropout = config.get("lora_dropout", 0.0)
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"{path}: lora_dropout is {dropout!r}, not from 0 to below 1; fix it")
+    alpha = config.number("lora_alpha")
+    return {"rank": config.whole("r"), "alpha": alpha, "dropout": float(dropout)}
 
 
 def _check_base(model: nn.Module, known: dict | None, folder: Path, force: bool) -> None:
@@ -156,7 +191,8 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
     """A hash of the base's weights as they would be in bf16 and in fp16.
 
     Two hashes, because the same file may be held in fp32, bf16 or fp16 when an adapter is trained
-    and when it is loaded: one of the two is equal whenever the base is. LoRA does not count.
+    and when it is loaded. One of the two agrees in every such case but one: an fp32 file held in
+    bf16 here and in fp16 there, which has been rounded to two different bases. LoRA is left out.
     Every value enters a sum, every 997th also the hash itself, which sees their order.
     """
     hashes = {"bfloat16": hashlib.sha256(), "float16": hashlib.sha256()}

@@ -23,7 +23,11 @@ class Run:
         self, folder: str | Path, config: dict, resume: bool = False, overwrite: bool = False
     ):
         self.folder = Path(folder)
-        known = (self.folder / "config.json").exists()
+        self.metrics = self.folder / "metrics.jsonl"
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite contradict each other; give one of them")
+        # a model's folder has a config.json too: only a run has metrics beside it
+        known = (self.folder / "config.json").exists() and self.metrics.exists()
         if known and overwrite:
             shutil.rmtree(self.folder)
         elif known and not resume:
@@ -39,11 +43,11 @@ class Run:
         if resume:
             self._check_same(read_json(self.folder / "config.json"), config)
         write_json(self.folder / "config.json", config)
-        self.metrics = self.folder / "metrics.jsonl"
+        self.metrics.touch()
 
     def _check_same(self, before: dict, now: dict) -> None:
         """What a resumed run may not change: all but its length, place and reports."""
-        free = {"resume", "overwrite", "out-dir", "max-iters", "epochs", "debug", "eval-every"}
+        free = {"max-iters", "epochs", "eval-every", "patience"}
         changed = [k for k in now if k not in free and before.get(k) != now[k]]
         if changed:
             name = changed[0]
@@ -86,7 +90,8 @@ class Run:
         return torch.load(self.folder / "best.pt", weights_only=True)
 
     def load_newest(self) -> dict | None:
-        """The newest checkpoint that reads back, or None; metrics.jsonl is cut back to its step.
+        """The newest checkpoint that reads back, or None; metrics.jsonl is cut back to its step
+        (to nothing, if there is none).
 
         Errors: UserError if there are checkpoints and none is whole.
         """
@@ -106,6 +111,7 @@ class Run:
             return state
         if paths:
             raise UserError(f"{self.folder}: every checkpoint is damaged; use --overwrite")
+        self.metrics.write_text("")  # nothing was saved: the run begins again
         return None
 
     def _checkpoints(self) -> list[Path]:

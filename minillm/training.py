@@ -44,8 +44,7 @@ class TrainSettings:
 class Progress:
     """Where a run stands, all of it plain numbers: what a checkpoint stores beside the tensors."""
 
-    step: int = 0  # optimizer steps taken
-    group: int = 0  # groups of micro-batches consumed: differs by the steps a scaler skipped
+    step: int = 0  # optimizer steps taken, and so groups of micro-batches consumed
     skipped_in_a_row: int = 0
     before: float | None = None  # held-out loss, in nats per supervised token
     best: float = math.inf
@@ -54,12 +53,10 @@ class Progress:
     seconds: float = 0.0  # spent training, evaluation left out
     tokens: int = 0
 
-    def count(self, n_tokens: int, seconds: float) -> float:
-        """One more group of micro-batches is behind us; returns its seconds."""
-        self.group += 1
+    def count(self, n_tokens: int, seconds: float) -> None:
+        """Adds what one more step took."""
         self.tokens += n_tokens
         self.seconds += seconds
-        return seconds
 
 
 def train(
@@ -80,33 +77,37 @@ def train(
     """
     optimizer, scaler = make_optimizer(model, settings), precision.scaler()
     progress = restore(run, model, optimizer, scaler)
-    last_group, last_step = planned_end(batches, settings)
+    groups = settings.epochs * batches.groups_per_epoch(settings.accumulation_steps)
+    last_step = min(groups, settings.max_iters or groups)
     if progress.before is None and held_out is not None:
         progress.before = evaluate(model, loss_fn, held_out, precision)
     model.train()
     bar = tqdm(total=last_step, initial=progress.step, desc="train", unit="step", leave=False)
-    ended = progress.group >= last_group or progress.step >= last_step
+    ended = progress.step >= last_step or out_of_patience(progress, settings)
     while not ended:
         began = time.perf_counter()
         losses, count, n_tokens = [], 0, 0
-        for batch in batches.group(progress.group, settings.accumulation_steps):
+        for batch in batches.group(progress.step, settings.accumulation_steps):
             batch = to_device(batch, precision.device)
             with precision.autocast():
                 loss_sum, loss_count = loss_fn(model, batch)
             scaler.scale(loss_sum).backward()
             losses.append(loss_sum.detach())
             count += int(loss_count)
-            n_tokens += int(batch.lengths.sum())  # paddings do not count
+            n_tokens += count_tokens(batch)
         loss = float(torch.stack(losses).sum()) / max(1, count)
         check_step(model, loss, progress)
         scaler.unscale_(optimizer)
         norm = average_and_clip(optimizer, count, settings.grad_clip)
+        if not math.isfinite(norm) and not scaler.is_enabled():
+            raise NumericError(f"a gradient of step {progress.step + 1} is {norm}; lower --lr")
         lr = set_lr(optimizer, lr_at(progress.step, last_step, settings))
         stepped = take_step(scaler, optimizer, progress)
-        seconds = progress.count(n_tokens, time.perf_counter() - began)
-        ended = progress.group >= last_group or progress.step >= last_step
+        seconds = time.perf_counter() - began
         if not stepped:
-            continue  # fp16 overflow: the scale is halved, the schedule waits
+            continue  # fp16 overflow: the same samples again, with half the scale
+        progress.count(n_tokens, seconds)
+        ended = progress.step >= last_step
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}")
         row = {
@@ -125,8 +126,14 @@ def train(
 
 
 def to_device(batch: tuple, device: torch.device) -> tuple:
-    """The same kind of batch with its tensors on `device`."""
-    return type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
+    """The same kind of (named) tuple with its tensors on `device`."""
+    moved = [tensor.to(device, non_blocking=True) for tensor in batch]
+    return type(batch)(*moved) if hasattr(batch, "_fields") else tuple(moved)
+
+
+def count_tokens(batch: tuple) -> int:
+    """Tokens of a batch, without paddings where it knows its rows' lengths."""
+    return int(batch.lengths.sum()) if hasattr(batch, "lengths") else batch[0].numel()
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -143,12 +150,6 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-
-
-def planned_end(batches: Batches, settings: TrainSettings) -> tuple[int, int]:
-    """The group of micro-batches and the optimizer step at which the run is complete."""
-    groups = settings.epochs * batches.groups_per_epoch(settings.accumulation_steps)
-    return groups, min(groups, settings.max_iters or groups)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
@@ -184,7 +185,7 @@ def check_step(model: nn.Module, loss: float, progress: Progress) -> None:
         )
     if any(getattr(module, "has_weights_merged", False) for module in model.modules()):
         raise RuntimeError("a training step with merged LoRA layers; call model.train() first")
-    if progress.group == 0:
+    if progress.step == 0:
         missed = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
         if missed:
             raise RuntimeError(f"no gradient reached {', '.join(missed[:5])}")
@@ -219,7 +220,10 @@ def take_step(scaler, optimizer: torch.optim.Optimizer, progress: Progress) -> b
 def evaluate(
     model: nn.Module, loss_fn: LossFn, batches: Iterable, precision: Precision
 ) -> float:
-    """Mean loss over all supervised tokens (nats per token), dropout off; the mode is put back."""
+    """Mean loss over all supervised tokens (nats per token), dropout off; the mode is put back.
+
+    Errors: UserError if no token is supervised; NumericError for a loss that is no number.
+    """
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -230,7 +234,11 @@ def evaluate(
         total += float(loss_sum)
         count += int(loss_count)
     model.train(was_training)
-    return total / max(1, count)
+    if count == 0:
+        raise UserError("the held-out samples hold no supervised token; give others")
+    if not math.isfinite(total):
+        raise NumericError(f"the held-out loss is {total}; lower --lr, or use --precision fp32")
+    return total / count
 
 
 def record(run, row, progress, settings, model, optimizer, scaler) -> bool:
@@ -254,6 +262,11 @@ def record(run, row, progress, settings, model, optimizer, scaler) -> bool:
             },
             progress.step,
         )  # fmt: skip
+    return out_of_patience(progress, settings)
+
+
+def out_of_patience(progress: Progress, settings: TrainSettings) -> bool:
+    """Whether `patience` evaluations brought no new best."""
     return settings.patience is not None and progress.evaluations_since_best >= settings.patience
 
 

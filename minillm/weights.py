@@ -34,7 +34,14 @@ class LazyTensor:
     @classmethod
     def read_by(cls, load: Callable[[], Tensor], shape: tuple, source: Path) -> "LazyTensor":
         """A tensor that `load` reads (or maps), contiguous."""
-        return cls(tuple(shape), source, lambda out: out.copy_(load().view(out.shape)))
+
+        def fill(out: Tensor) -> None:
+            value = load()
+            if not value.is_floating_point():
+                raise UserError(f"{source}: holds {value.dtype}, not numbers of a plain model")
+            out.copy_(value.view(out.shape))
+
+        return cls(tuple(shape), source, fill)
 
     def through(self, view: Callable[[Tensor], Tensor]) -> "LazyTensor":
         """The same numbers in another order: written into `view` of the result."""
@@ -121,8 +128,8 @@ def hf_weight_files(folder: Path) -> list[Path]:
             raise UserError(f"{folder / index}: no weight_map; download the index again")
         names = sorted(set(map(str, shards.values())))
         for name in names:
-            inside = (folder / name).resolve().parent == folder.resolve()
-            if name != os.path.basename(name) or not inside:
+            plain = name == os.path.basename(name) and "\0" not in name
+            if not plain or (folder / name).resolve().parent != folder.resolve():
                 raise UserError(f"{folder / index}: {name!r} leaves the folder; do not trust it")
         return [folder / name for name in names]
     raise UserError(

@@ -44,7 +44,7 @@ def test_the_base_waits_in_host_memory_and_comes_back_bit_identical(model, dtype
     base = layer.weight.detach().clone()
     for _ in range(50):
         model.eval()
-        assert layer._base.device.type == "cpu" and layer.weight.is_cuda
+        assert layer._set_aside[0].device.type == "cpu" and layer.weight.is_cuda
         model.train()
     assert torch.equal(layer.weight, base)
 

@@ -58,8 +58,8 @@ def main(argv=None) -> None:
             return
         if not line.strip():
             continue
-        tokens = encode_prompt(tokenizer, template, line)
         try:
+            tokens = encode_prompt(tokenizer, template, line)
             answer(model, tokenizer, tokens, args.max_new_tokens, sampling, args.seed + turn)
         except UserError as error:  # a line too long for the context is no reason to end
             print(f"error: {error}")

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 
 from llama import load_llama
-from minillm.cli import Parser, add_model_flags
+from minillm.cli import Parser, add_model_flags, whole
 from minillm.data.templates import Template, find_template, template_from
 from minillm.errors import UserError
-from minillm.files import read_json
-from minillm.peft_format import load_adapter
+from minillm.peft_format import load_adapter, read_notes
 from minillm.precision import DTYPES, choose_device, choose_precision
 
 TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
@@ -29,13 +28,13 @@ def add_adapted_model_flags(parser: Parser) -> None:
 def add_sampling_flags(parser: Parser) -> None:
     """How many tokens, and how each is chosen."""
     add = parser.add_argument_group("sampling").add_argument
-    add("--max-new-tokens", type=int, default=200)
+    add("--max-new-tokens", type=whole, default=200)
     add("--temperature", type=float, default=0.0, help="0 is greedy")
     add("--top-k", type=int, help="draw from the k likeliest tokens")
     add("--top-p", type=float, help="draw from the fewest tokens that reach this probability")
     add("--repetition-penalty", type=float, default=1.0,
         help="above 1 makes tokens seen (prompt included) less likely")  # fmt: skip
-    add("--seed", type=int, default=0)
+    add("--seed", type=whole, default=0)
 
 
 def load_model(checkpoint, adapter, layers, tokenizer, template, device, precision, force):
@@ -46,11 +45,11 @@ def load_model(checkpoint, adapter, layers, tokenizer, template, device, precisi
     device = choose_device(device)
     dtype = choose_precision(precision or ("fp32" if device.type == "cpu" else "auto"), device)
     notes = {}
-    if adapter is not None and (Path(adapter) / "minillm.json").exists():
-        notes = read_json(Path(adapter) / "minillm.json")
+    if adapter is not None:
+        notes = read_notes(Path(adapter))
     if checkpoint is None and notes:
-        checkpoint, layers = notes["base"], layers or notes["layers"]
-        if not checkpoint or not Path(checkpoint).exists():
+        checkpoint, layers = notes.get("base"), layers or notes.get("layers")
+        if not isinstance(checkpoint, str) or not Path(checkpoint).exists():
             raise UserError(f"{adapter}: its base {checkpoint!r} is not here; add --checkpoint")
     model, text = load_llama(checkpoint or TINY, layers, dtype.dtype, device, tokenizer)
     if adapter is not None:

@@ -40,6 +40,8 @@ def load_model(checkpoint, preset, layers, tokenizer, dtype, device):
     if preset is None:
         path = checkpoint or TINY
         return *load_llama(path, layers, dtype, device, tokenizer), str(path)
+    if checkpoint is not None:
+        raise UserError("--init and --checkpoint contradict each other; give one of them")
     config = LlamaConfig.preset(preset)
     if layers is not None and layers > config.n_layers:
         raise UserError(f"--layers {layers}: {preset} has {config.n_layers} layers; lower it")
@@ -78,8 +80,9 @@ def main(argv=None) -> tuple[float, float]:
         grad_clip=args.grad_clip, weight_decay=args.weight_decay,
         eval_every=args.eval_every, patience=args.patience,
     )  # fmt: skip
-    batches = Batches(data.train.rows, args.batch_size, tokenizer.pad_id, args.seed)
-    held_out = Batches(data.held_out.rows, finetune.EVAL_BATCH, tokenizer.pad_id, seed=None)
+    pad_id, context = tokenizer.pad_id, model.config.max_seq_len
+    batches = Batches(data.train.rows, args.batch_size, pad_id, args.seed, context)
+    held_out = Batches(data.held_out.rows, finetune.EVAL_BATCH, pad_id, None, context)
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "finetune-llama")
     run = Run(folder, settings_of(args), args.resume, args.overwrite)
 

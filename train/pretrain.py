@@ -17,7 +17,7 @@ import torch
 
 from llama import Llama, LlamaConfig, LlamaTokenizer, save_llama
 from minillm import generate
-from minillm.cli import Parser, positive, settings_of
+from minillm.cli import Parser, amount, positive, settings_of, whole
 from minillm.data.batches import Batches, encode_samples, windows
 from minillm.data.tasks import Sample
 from minillm.data.tinyworld import stories
@@ -41,17 +41,19 @@ def parse_args(argv=None):
     add("--stories", type=positive, default=18000, help="stories to train on")
     add("--held-out", type=positive, default=400, help="stories to measure the loss on")
     add("--vocab-size", type=positive, default=2048, help="pieces of the tokenizer")
-    add("--length", type=positive, default=512, help="tokens in a row of a batch")
-    add("--batch-size", type=positive, default=8, help="rows in a micro-batch")
+    add("--length", type=positive, default=256, help="tokens in a row of a batch")
+    add("--batch-size", type=positive, default=16, help="rows in a micro-batch")
     add("--accumulation-steps", type=positive, default=1, help="micro-batches in a step")
     add("--epochs", type=positive, default=5, help="passes over the stories")
     add("--max-iters", type=positive, help="stop after this many optimizer steps")
-    add("--lr", type=float, default=2e-3, help="peak learning rate")
-    add("--weight-decay", type=float, default=0.1, help="AdamW's, on matrices")
+    add("--lr", type=amount, default=2e-3, help="peak learning rate")
+    add("--attention", choices=["sdpa", "explicit"], default="explicit",
+        help="explicit is the faster one on a CPU for rows as short as these")  # fmt: skip
+    add("--weight-decay", type=amount, default=0.1, help="AdamW's, on matrices")
     add("--eval-every", type=positive, default=250, help="steps between held-out losses")
     add("--precision", default="auto", help="auto, fp32, bf16 or fp16")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--seed", type=int, default=0, help="of weights and order")
+    add("--seed", type=whole, default=0, help="of weights and order")
     add("--out-dir", help="run folder (default: a fresh runs/pretrain-NNN)")
     add("--resume", action="store_true", help="continue the run in --out-dir")
     add("--overwrite", action="store_true", help="replace the run in --out-dir")
@@ -75,6 +77,7 @@ def train_tokenizer(texts: list[str], vocab_size: int, path: Path) -> LlamaToken
 def first_layers(model: Llama, n: int) -> Llama:
     """A model of the first n blocks that shares every tensor with `model`."""
     short = empty_model(lambda: Llama(replace(model.config, n_layers=n)))
+    short.attention = model.attention
     short.tok_embeddings, short.layers, short.norm = (
         model.tok_embeddings, model.layers[:n], model.norm,
     )  # fmt: skip
@@ -84,10 +87,10 @@ def first_layers(model: Llama, n: int) -> Llama:
 
 
 def prefix_loss(model: Llama, batch):
-    """token_loss, but in training the last quarter of the rows passes only the first blocks, 1 to
+    """token_loss, but in training the last eighth of the rows passes only the first blocks, 1 to
     n - 1 of them drawn anew each time with a bent for few. Evaluation uses the whole model."""
     tokens, labels = batch[:2]
-    n_layers, n_short = model.config.n_layers, len(tokens) // 4
+    n_layers, n_short = model.config.n_layers, len(tokens) // 8
     if not model.training or n_short == 0 or n_layers == 1:
         return token_loss(model, batch)
     depth = 1 + int((n_layers - 1) * float(torch.rand(())) ** 2)
@@ -133,11 +136,13 @@ def main(argv=None) -> float:
     tokenizer, ids, tests, entropy = make_data(
         args.stories, args.held_out, args.vocab_size, folder / "tokenizer.model"
     )
-    batches = Batches(windows(ids, args.length), args.batch_size, tokenizer.pad_id, args.seed)
-    held_out = Batches(tests.rows, 16, tokenizer.pad_id, seed=None)
-    torch.manual_seed(args.seed)
     config = replace(LlamaConfig.preset(args.preset), vocab_size=args.vocab_size)
+    pad_id, context = tokenizer.pad_id, config.max_seq_len
+    batches = Batches(windows(ids, args.length), args.batch_size, pad_id, args.seed, context)
+    held_out = Batches(tests.rows, 16, pad_id, None, context)
+    torch.manual_seed(args.seed)
     model = Llama(config).to(device)
+    model.attention = args.attention
     n_parameters = sum(p.numel() for p in model.parameters())
     print(f"{n_parameters:,} parameters; {args.stories} stories, {len(ids):,} tokens a pass; "
           f"the generator's own entropy is at most {entropy:.4f} nats per token")  # fmt: skip

@@ -6,6 +6,7 @@ Source: Hu et al. 2021, section 4.1.
 
 import math
 from collections.abc import Iterable
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,12 @@ from minillm.errors import UserError
 class LoRALinear(nn.Linear):
     """nn.Linear with a low-rank update that eval() merges into `weight` and train() takes out.
 
-    Taking out puts the original tensor back, bit for bit: on merging it is set aside (in host
-    memory when it lives on a GPU) and a merged copy takes its place, so a merged layer holds its
-    weight twice. state_dict() always shows the original; moving, copying, loading into and
-    changing A or B of a merged layer all leave it merged and right. `enabled = False` takes the
-    update out in either mode. Rank 0 is a plain nn.Linear.
+    Taking out puts the original parameter back, bit for bit: on merging it is set aside (in host
+    memory when it lives on a GPU) and a merged one takes its place, so a merged layer holds its
+    weight twice, and others who share the original never see a merged value. state_dict() always
+    shows the original; moving, copying, loading into and changing A or B of a merged layer all
+    leave it merged and right (on a GPU, a write through `.data` is seen at the next eval()).
+    `enabled = False` takes the update out in either mode. Rank 0 is a plain nn.Linear.
 
     Shapes: as nn.Linear; lora_A (rank, in_features), lora_B (out_features, rank), both at least
     fp32 and frozen until mark_only_lora_as_trainable. Dropout acts on the input of A.
@@ -52,8 +54,9 @@ class LoRALinear(nn.Linear):
         self.lora_scaling = alpha / rank
         self.lora_dropout = nn.Dropout(dropout)
         self._enabled = True
-        self._base: Tensor | None = None  # the original weight while a merged copy stands in
-        self._merged_from: tuple | None = None  # which A and B the merged copy was made of
+        # a list, so that nn.Module does not take the original for a parameter of its own
+        self._set_aside: list[nn.Parameter] = []  # the original while a merged one stands in
+        self._merged_from: tuple = ()  # the A and B that the merged one was made of
 
     @classmethod
     def from_linear(
@@ -70,9 +73,10 @@ class LoRALinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """The base as nn.Linear draws it, then A (Kaiming uniform), B zero."""
-        super().reset_parameters()
-        if self.is_lora():
-            self._reset_factors()
+        with self._unmerged():
+            super().reset_parameters()
+            if self.is_lora():
+                self._reset_factors()
 
     def _reset_factors(self) -> None:
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
@@ -106,12 +110,12 @@ class LoRALinear(nn.Linear):
 
     def train(self, mode: bool = True) -> "LoRALinear":
         """Takes the update out of the weight (True) or merges it in (False); eval() is
-        train(False). Doing either twice is doing it once."""
+        train(False). Doing either twice is doing it once, with A and B as they then are."""
         super().train(mode)
         if self.is_lora():
-            if mode or not self._enabled:
+            if mode or not self._enabled or self._set_aside:
                 self._unmerge()
-            else:
+            if not mode and self._enabled:
                 self._merge()
         return self
 
@@ -125,12 +129,14 @@ class LoRALinear(nn.Linear):
     def _merge(self) -> None:
         if self.has_weights_merged:
             return
-        base = self.weight.data
+        base, a, b = self.weight, self.lora_A.detach().clone(), self.lora_B.detach().clone()
         # summed in fp32 and rounded once: in bf16, W + small loses most of small
-        merged = (base.to(self.lora_A.dtype) + self.delta()).to(base.dtype)
-        self._base = base.cpu() if base.is_cuda else base
-        self.weight.data = merged
-        self._merged_from = self._factors_now()
+        merged = (base.to(a.dtype) + self.lora_scaling * (b @ a)).to(base.dtype)
+        self._set_aside.append(base)
+        self.weight = nn.Parameter(merged, base.requires_grad)
+        if base.is_cuda:
+            base.data = base.data.cpu()
+        self._merged_from = (a, b, self._versions())
         self.has_weights_merged = True
 
     @torch.inference_mode(False)
@@ -138,46 +144,57 @@ class LoRALinear(nn.Linear):
     def _unmerge(self) -> None:
         if not self.has_weights_merged:
             return
-        if self._base is not None:
-            self.weight.data = self._base.to(self.weight.device)
+        if self._set_aside:
+            base = self._set_aside.pop()
+            base.data = base.data.to(self.weight.device)
+            self.weight = base
         else:  # the flag was set by hand: no original is at hand
-            self.weight.data = (self.weight.data - self.delta()).to(self.weight.dtype)
-        self._base = self._merged_from = None
+            self.weight.data -= self.delta().to(self.weight.dtype)
+        self._merged_from = ()
         self.has_weights_merged = False
 
-    def _factors_now(self) -> tuple:
-        """Changes whenever A or B is replaced or written to."""
+    @contextmanager
+    def _unmerged(self):
+        """The original in place while something reads or writes it; merged again after."""
+        merged = self.is_lora() and bool(self._set_aside)
+        if merged:
+            self._unmerge()
+        try:
+            yield
+        finally:
+            if merged:
+                self._merge()
+
+    def _versions(self) -> tuple:
+        """Changes when A or B is replaced or written to, except through `.data` or fused steps."""
         return self.lora_scaling, *(
             (id(t), t.data_ptr(), 0 if t.is_inference() else t._version)
             for t in (self.lora_A, self.lora_B)
         )
 
     def _is_stale(self) -> bool:
-        if not self.has_weights_merged or not self.is_lora() or self._base is None:
+        if not self.is_lora() or not self._set_aside:
             return False
-        return self._merged_from != self._factors_now()
+        a, b, versions = self._merged_from
+        if versions != self._versions():
+            return True
+        if a.is_cuda:  # comparing values would stop the GPU's queue in every layer
+            return False
+        return not (torch.equal(a, self.lora_A) and torch.equal(b, self.lora_B))
 
-    def _apply(self, fn, recurse=True):  # .to(), .cuda(), .half(): on the original, then merge
-        merged = self.has_weights_merged and self.is_lora() and self._base is not None
-        if merged:
-            self._unmerge()
-        super()._apply(fn, recurse)
-        if merged:
-            self._merge()
-        return self
+    def _apply(self, fn, recurse=True):  # .to(), .cuda(), .half()
+        with self._unmerged():
+            return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.is_lora() and self._base is not None:
-            destination[prefix + "weight"] = self._base
+        if self.is_lora() and self._set_aside:
+            base = self._set_aside[0]
+            destination[prefix + "weight"] = base if keep_vars else base.detach()
 
     def _load_from_state_dict(self, *args):
-        merged = self.is_lora() and self._base is not None
-        if merged:
-            self._unmerge()
-        super()._load_from_state_dict(*args)
-        if merged:
-            self._merge()
+        with self._unmerged():
+            super()._load_from_state_dict(*args)
 
     def extra_repr(self) -> str:
         """nn.Linear's, with rank and scaling."""
@@ -201,7 +218,9 @@ def add_lora(
     for a target that matches nothing, is no nn.Linear or has LoRA already, for a rank below 1 or
     above the smaller side of the matrix.
     """
-    found = {}
+    found, targets = {}, list(targets)
+    if not targets:
+        raise UserError("LoRA targets: none given; name at least one layer, such as wq")
     modules = dict(model.named_modules())
     for target in targets:
         names = [n for n in modules if n == target or n.endswith("." + target)]
@@ -247,9 +266,13 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def fold_lora(model: nn.Module) -> int:
     """Adds every update to its weight for good, leaving plain nn.Linear layers; returns how many.
 
-    The result has no adapter and can be saved as a model of its own.
+    The result has no adapter and can be saved as a model of its own. Errors: UserError for a
+    layer that is switched off, or is not inside a larger model.
     """
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear) and m.is_lora()}
+    for name, layer in layers.items():
+        if not name or not layer.enabled:
+            raise UserError(f"{name or 'this layer'}: switched off or alone; nothing to fold into")
     for name, layer in layers.items():
         layer.eval()
         linear = nn.Linear(layer.in_features, layer.out_features, device="meta")

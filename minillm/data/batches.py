@@ -79,16 +79,17 @@ def windows(stream: Tensor, length: int) -> list[Row]:
     return [Row(row, row) for row in (stream[s : s + length + 1] for s in starts)]
 
 
-def collate(rows: Sequence[Row], pad_id: int) -> Batch:
+def collate(rows: Sequence[Row], pad_id: int, context: int | None = None) -> Batch:
     """Pads rows on the right to one block; paddings carry no label and no token sees them.
 
     The model is fed all but the last column, and that number is rounded up to a multiple of 16:
     in bf16 a CPU compiles its kernels anew for each length it meets, a GPU's tensor cores want
-    multiples of 8. (Measured on tiny-llama: 4 to 18 times the tokens per second.)
+    multiples of 8. (Measured on tiny-llama: 4 to 18 times the tokens per second.) It never goes
+    beyond `context`, the model's max_seq_len, for the sake of rounding.
     """
     lengths = torch.tensor([len(row.tokens) for row in rows])
     fed = int(lengths.max()) - 1
-    columns = fed + -fed % 16 + 1
+    columns = max(fed, min(fed + -fed % 16, context or 2**31)) + 1
 
     def block(vectors: list[Tensor], filler: int) -> Tensor:
         return torch.stack([F.pad(v, (0, columns - len(v)), value=filler) for v in vectors])
@@ -105,13 +106,21 @@ class Batches:
     seed None keeps the rows in their order, for evaluation.
     """
 
-    def __init__(self, rows: Sequence[Row], batch_size: int, pad_id: int, seed: int | None = 0):
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        batch_size: int,
+        pad_id: int,
+        seed: int | None = 0,
+        context: int | None = None,
+    ):
         if not rows:
             raise UserError("no samples left to batch; give more data or a larger --max-length")
         self.rows = rows
         self.batch_size = batch_size
         self.pad_id = pad_id
         self.seed = seed
+        self.context = context
 
     def __len__(self) -> int:
         """Micro-batches in one epoch."""
@@ -135,7 +144,7 @@ class Batches:
         span = order[place * size * self.batch_size : (place + 1) * size * self.batch_size]
         cuts = range(0, len(span), self.batch_size)
         micro = [[self.rows[i] for i in span[cut : cut + self.batch_size]] for cut in cuts]
-        return [collate(rows, self.pad_id) for rows in micro]
+        return [collate(rows, self.pad_id, self.context) for rows in micro]
 
     def __iter__(self):
         """All micro-batches of epoch 0."""

@@ -51,8 +51,8 @@ def read_rows(path: Path) -> list[tuple[object, str]]:
             content = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); fix it") from None
-        except RecursionError:
-            raise UserError(f"{path}: this JSON is nested too deep; fix it") from None
+        except (RecursionError, ValueError):
+            raise UserError(f"{path}: JSON nested too deep or a number too long; fix it") from None
         rows = [(row, f"{path}: row {number}") for number, row in enumerate(content, 1)]
     else:
         rows = []
@@ -63,14 +63,17 @@ def read_rows(path: Path) -> list[tuple[object, str]]:
                 rows.append((json.loads(line), f"{path}:{number}"))
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}:{number}: broken JSON ({error.msg}); fix it") from None
-            except RecursionError:
-                raise UserError(f"{path}:{number}: nested too deep; fix the line") from None
+            except (RecursionError, ValueError):
+                raise UserError(f"{path}:{number}: nested too deep or a number too long; fix it") \
+                    from None
     if not rows:
         raise UserError(f"{path}: no samples in this file; give one with at least two")
     return rows
 
 
-def split_by_hash(samples: Sequence[Sample], share: float = 0.1) -> tuple[list, list]:
+def split_by_hash(
+    samples: Sequence[Sample], where: str = "data", share: float = 0.1
+) -> tuple[list, list]:
     """(train, held out): a sample is held out if the hash of its text says so, so that shuffling
     the file moves nothing across, and equal rows land on the same side.
 
@@ -79,10 +82,12 @@ def split_by_hash(samples: Sequence[Sample], share: float = 0.1) -> tuple[list, 
     train, held_out = [], []
     for sample in samples:
         digest = hashlib.sha256(f"{sample.prompt}\0{sample.response}".encode(errors="replace"))
-        chosen = int.from_bytes(digest.digest()[:8]) < share * 2**64
+        chosen = int.from_bytes(digest.digest()[:8], "big") < share * 2**64
         (held_out if chosen else train).append(sample)
     if not held_out and len(train) > 1:  # a handful of samples: one must do
         held_out.append(train.pop())
     if not train or not held_out:
-        raise UserError(f"{len(samples)} samples are too few to train on and hold some out; add")
+        raise UserError(
+            f"{where}: {len(samples)} sample is too few to train on and hold one out; give more"
+        )
     return train, held_out

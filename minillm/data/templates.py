@@ -60,4 +60,6 @@ def template_from(content: object, where: str | Path) -> Template:
     fields = ("with_input", "without_input")
     if not isinstance(content, dict) or not all(isinstance(content.get(f), str) for f in fields):
         raise UserError(f"{where}: no template; it needs the strings with_input and without_input")
+    if not all("{instruction}" in content[f] for f in fields):
+        raise UserError(f"{where}: a text without {{instruction}}; write where it goes")
     return Template(str(content.get("name", where)), *(content[f] for f in fields))

@@ -216,7 +216,10 @@ def test_an_index_cannot_lead_out_of_its_folder(folder, name):
     "change",
     [{"rope_scaling": {"type": "linear", "factor": 2}}, {"attention_bias": True},
      {"model_type": "mistral"}, {"num_attention_heads": 5}, {"hidden_size": -1},
-     {"rms_norm_eps": float("nan")}, {"num_hidden_layers": 10**12}],
+     {"rms_norm_eps": float("nan")}, {"num_hidden_layers": 10**12}, {"head_dim": 5},
+     {"num_hidden_layers": 10**8}, {"quantization_config": {"bits": 4}}, {"hidden_size": "32"},
+     {"architectures": ["LlamaForSequenceClassification"]}, {"partial_rotary_factor": 0.5},
+     {"rope_scaling": {"type": ["x"]}}, {"max_position_embeddings": 0}],
 )  # fmt: skip
 def test_a_config_that_is_not_llama_is_refused(folder, change):
     config = json.loads((folder / "config.json").read_text()) | change
@@ -233,6 +236,22 @@ def test_more_layers_than_the_model_has_is_refused_with_both_numbers(folder):
 def test_a_tokenizer_of_another_size_is_refused(folder):
     with pytest.raises(UserError, match="tokenizer"):
         load_llama(folder, tokenizer=shared("tok512.bin"))
+
+
+def test_a_folder_without_a_tokenizer_loads_with_bytes_and_a_warning(folder, capsys):
+    (folder / "tokenizer.model").unlink()
+    _, tokenizer = load_llama(folder)
+    assert "no tokenizer" in capsys.readouterr().err
+    text = "any text: 日本 🙂"
+    assert tokenizer.decode(tokenizer.encode(text)) == text and tokenizer.vocab_size == 259
+
+
+def test_integers_in_place_of_weights_are_refused(folder):
+    state = load_file(folder / "model.safetensors")
+    state["model.norm.weight"] = state["model.norm.weight"].to(torch.int8)
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match="int8"):
+        load_llama(folder)
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(folder):

@@ -167,6 +167,7 @@ def test_collate_pads_on_the_right_without_labels():
 def test_what_the_model_is_fed_is_a_multiple_of_16(length, columns):
     row = Row(torch.arange(length), torch.arange(length))
     assert collate([row], 0).tokens.shape == (1, columns)
+    assert collate([row], 0, context=20).tokens.shape == (1, min(columns, 21))
 
 
 def test_windows_predict_every_token_but_the_first_once():

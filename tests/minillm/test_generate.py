@@ -80,6 +80,8 @@ def test_nothing_to_do_gives_nothing(model):
         ({"prompts": [[1], []]}, "prompt 2: no tokens"),
         ({"prompts": [[1] * 128]}, "128 tokens.*128"),
         ({"prompts": [[1] * 500]}, "500 tokens.*128"),
+        ({"prompts": [[1, 2048]]}, "1 to 2048.*0 to 2047"),
+        ({"prompts": [[-1]]}, "-1"),
         ({"temperature": -1}, "temperature -1"),
         ({"temperature": math.nan}, "temperature nan"),
         ({"top_k": 0}, "top_k 0"),
@@ -122,7 +124,8 @@ def test_a_top_k_above_the_vocabulary_filters_nothing():
 
 
 def test_a_tiny_temperature_does_not_overflow():
-    assert draws([1.0, 80.0, 2.0], temperature=1e-30) == {1}
+    for temperature in (1e-19, 1e-300):
+        assert draws([1.0, 80.0, 2.0], temperature=temperature) == {1}
 
 
 def test_the_repetition_penalty_counts_each_token_once_and_no_padding():

@@ -146,7 +146,9 @@ def test_moving_while_merged_moves_base_and_merge(model):
     assert torch.equal(model.train().layers[0].attention.wq.weight, base.double())
 
 
-@pytest.mark.parametrize("change", ["in place", "data", "load", "optimizer"])
+@pytest.mark.parametrize(
+    "change", ["in place", "data", "data in place", "load", "optimizer", "fused optimizer"]
+)
 def test_a_change_of_a_or_b_while_merged_is_merged_anew(change):
     layer = mark_only_lora_as_trainable(trained_layer()).eval()
     x = torch.randn(2, 12)
@@ -156,11 +158,13 @@ def test_a_change_of_a_or_b_while_merged_is_merged_anew(change):
             layer.lora_B.add_(1)
     elif change == "data":
         layer.lora_B.data = layer.lora_B.data + 1
+    elif change == "data in place":
+        layer.lora_B.data.add_(1)
     elif change == "load":
         layer.load_state_dict({"lora_A": layer.lora_A + 1}, strict=False)
     else:
         layer.lora_A.grad = torch.ones_like(layer.lora_A)
-        torch.optim.SGD([layer.lora_A], lr=1.0).step()
+        torch.optim.AdamW([layer.lora_A], lr=1.0, fused=change == "fused optimizer").step()
     torch.testing.assert_close(layer(x), layer.train()(x), atol=1e-5, rtol=1e-5)
 
 
@@ -208,6 +212,35 @@ def test_merging_does_not_touch_a_shared_weight():
     assert torch.equal(storage, weight)
     layer.train()
     assert torch.equal(linear.weight, weight) and layer.weight is linear.weight
+
+
+def test_two_layers_that_share_a_weight_do_not_merge_into_each_other():
+    """Merging into the shared parameter's storage left it changed for good."""
+    linear = nn.Linear(12, 20)
+    weight, x = linear.weight.detach().clone(), torch.randn(2, 12)
+    plain = linear(x)
+    one, two = (LoRALinear.from_linear(linear, 4, 8) for _ in range(2))
+    nn.init.normal_(one.lora_B), nn.init.normal_(two.lora_B)
+    want = one(x), two(x)
+    one.eval(), two.eval()
+    for layer, output in zip((one, two), want, strict=True):
+        torch.testing.assert_close(layer(x), output, atol=1e-5, rtol=1e-5)
+    assert torch.equal(linear(x), plain)
+    one.train(), two.train()
+    assert torch.equal(linear.weight, weight) and one.weight is two.weight is linear.weight
+
+
+def test_eval_again_merges_a_and_b_as_they_are_now():
+    layer = trained_layer().eval()
+    layer.lora_B.data.add_(1)
+    merged = layer.eval().weight.clone()
+    torch.testing.assert_close(merged, layer.train().weight + layer.delta())
+
+
+def test_resetting_a_merged_layer_resets_the_base():
+    layer = trained_layer().eval()
+    layer.reset_parameters()
+    assert torch.equal(layer.weight, layer.train().weight)  # B is zero again
 
 
 def test_only_a_and_b_train_and_only_they_move(model):
@@ -263,6 +296,12 @@ def test_llama_2_7b_has_the_published_number_of_trainable_parameters(rank, targe
     add_lora(model, targets, rank)
     mark_only_lora_as_trainable(model)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+
+
+def test_folding_a_layer_that_is_switched_off_is_refused(model):
+    model.layers[0].attention.wq.enabled = False
+    with pytest.raises(UserError, match="switched off"):
+        fold_lora(model)
 
 
 def test_folding_leaves_plain_layers_with_the_same_output(model):

@@ -97,7 +97,7 @@ def test_a_wrong_base_is_refused_unless_forced(base, tmp_path, change):
 @pytest.mark.parametrize("change", [
     {"use_dora": True}, {"use_rslora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]},
     {"rank_pattern": {"q_proj": 2}}, {"peft_type": "PREFIX_TUNING"}, {"r": None},
-    {"init_lora_weights": "pissa"},
+    {"init_lora_weights": "pissa"}, {"r": 8.5}, {"lora_dropout": 7}, {"lora_alpha": "x"},
 ])  # fmt: skip
 def test_settings_that_mean_something_else_are_refused_by_name(base, tmp_path, change):
     save_adapter(adapted(load_llama(base)[0]), tmp_path)
@@ -113,6 +113,26 @@ def test_an_adapter_of_another_size_is_refused(base, tmp_path, tokenizer):
     (tmp_path / "adapter" / "minillm.json").unlink()
     with pytest.raises(UserError, match="misshapen"):
         load_adapter(load_llama(base)[0], tmp_path / "adapter")
+
+
+def test_a_refused_adapter_leaves_the_model_plain(base, tmp_path):
+    save_adapter(adapted(load_llama(base)[0]), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    good = path.read_text()
+    path.write_text(good.replace('"r": 4', '"r": 5'))
+    model = load_llama(base)[0]
+    with pytest.raises(UserError, match="misshapen"):
+        load_adapter(model, tmp_path)
+    path.write_text(good)
+    load_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("notes", ["[]", '{"base_fingerprint": "abc"}', "{"])
+def test_damaged_notes_are_named(base, tmp_path, notes):
+    save_adapter(adapted(load_llama(base)[0]), tmp_path)
+    (tmp_path / "minillm.json").write_text(notes)
+    with pytest.raises(UserError, match="minillm.json"):
+        load_adapter(load_llama(base)[0], tmp_path)
 
 
 def test_a_damaged_adapter_is_named(base, tmp_path):

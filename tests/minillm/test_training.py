@@ -190,7 +190,7 @@ def test_a_step_with_merged_layers_is_refused():
     with pytest.raises(RuntimeError):
         train(lora_model(), merging_loss, batches, None, TrainSettings(), FP32)
     with pytest.raises(RuntimeError, match="merged"):
-        check_step(lora_model().eval(), 1.0, Progress(group=1))
+        check_step(lora_model().eval(), 1.0, Progress(step=1))
 
 
 def test_a_trainable_tensor_without_gradient_is_refused():
@@ -286,3 +286,64 @@ def test_auto_precision_is_native_bf16_or_a_safe_choice(monkeypatch):
     assert choose_precision("auto", "cpu").dtype == torch.bfloat16
     assert choose_precision("fp16", "cpu").scaler().is_enabled()
     assert not choose_precision("bf16", "cpu").scaler().is_enabled()
+
+
+def test_overwrite_never_removes_a_models_folder(tmp_path, tokenizer):
+    """A model's folder has a config.json as well: it was once taken for a run and removed."""
+    from llama import save_llama
+
+    save_llama(Llama(small_config()), tokenizer, tmp_path / "model")
+    with pytest.raises(UserError, match="something else"):
+        Run(tmp_path / "model", {}, overwrite=True)
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_resume_and_overwrite_together_remove_nothing(tmp_path):
+    Run(tmp_path / "run", {}).log({"step": 1})
+    with pytest.raises(UserError, match="contradict"):
+        Run(tmp_path / "run", {}, resume=True, overwrite=True)
+    assert Run(tmp_path / "run", {}, resume=True).rows() == [{"step": 1}]
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again_without_doubled_lines(tmp_path):
+    run = Run(tmp_path / "run", {})
+    run.log({"step": 1})
+    assert run.load_newest() is None and run.rows() == []
+
+
+def test_a_resumed_run_out_of_patience_stays_stopped(tmp_path):
+    settings = TrainSettings(lr=0.0, epochs=20, accumulation_steps=1, eval_every=1, patience=2)
+    batches, held_out = Batches(ragged_rows(4), 4, 0), Batches(ragged_rows(4), 4, 0, seed=None)
+    for resume in (False, True):
+        run = Run(tmp_path / "run", {}, resume)
+        train(lora_model(), token_loss, batches, held_out, settings, FP32, run)
+        assert [row["step"] for row in run.rows()] == [1, 2, 3]
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_take_it():
+    model = lora_model()
+    before = trainable_state(model)
+
+    def loss_fn(model, batch):
+        loss, count = token_loss(model, batch)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return loss + sum((p * 0).sum().sqrt() for p in trained), count  # d sqrt(0) is infinite
+
+    with pytest.raises(NumericError, match="gradient of step 1"):
+        train(model, loss_fn, Batches(ragged_rows(2), 1, 0), None, TrainSettings(), FP32)
+    assert all(torch.equal(before[k], v) for k, v in trainable_state(model).items())
+
+
+def test_an_overflowing_fp16_step_is_taken_again_with_the_same_samples(tmp_path):
+    """A skipped step used to lose its samples, and a run could end without an evaluation."""
+    run = Run(tmp_path / "run", {})
+    settings = TrainSettings(lr=0.01, accumulation_steps=1, epochs=2)
+    batches, held_out = Batches(ragged_rows(8), 8, 0), Batches(ragged_rows(4), 4, 0, seed=None)
+    precision = choose_precision("fp16", "cpu")
+    progress, _ = train(lora_model(), token_loss, batches, held_out, settings, precision, run)
+    assert progress.step == 2 and math.isfinite(progress.best) and len(run.rows()) == 2
+
+
+def test_a_plain_tuple_is_a_batch():
+    tokens = torch.randint(0, 2048, (2, 9))
+    assert evaluate(lora_model(), token_loss, [(tokens, tokens)], FP32) > 0

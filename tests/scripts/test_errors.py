@@ -56,6 +56,14 @@ def broken(tmp_path) -> Path:
         (["--resume"], "no run to resume"),
         (["--max-length", "3"], "--max-length 3"),
         (["stray"], "stray"),
+        (["--lr", "-1"], "--lr"),
+        (["--lr", "nan"], "--lr"),
+        (["--lora-dropout", "1"], "--lora-dropout"),
+        (["--grad-clip", "-1"], "--grad-clip"),
+        (["--seed", "99999999999999999999"], "--seed"),
+        (["--device", "meta"], "meta"),
+        (["--init", "llama-2-7b", "--checkpoint", "x"], "contradict"),
+        (["--resume", "--overwrite"], "contradict"),
     ],
 )
 def test_a_wrong_flag_or_value(capsys, tmp_path, argv, message):
@@ -105,7 +113,10 @@ def test_bad_generation_requests(capsys, argv):
 
 
 def test_a_setting_of_the_wrong_kind_in_a_config_file(capsys, tmp_path):
-    for content in ('{"rank": "many"}', '{"ranks": 3}', "[1]", "{", '{"method": "magic"}'):
+    contents = ['{"rank": "many"}', '{"ranks": 3}', "[1]", "{", "", '{"method": "magic"}',
+                '{"lr": null}', '{"lr": true}', '{"samples": 4.9}', '{"resume": "yes"}',
+                '{"targets": ["wq"]}']  # fmt: skip
+    for content in contents:
         (tmp_path / "c.json").write_text(content)
         assert "c.json" in fails(capsys, finetune_llama.main, "--config", tmp_path / "c.json")
 

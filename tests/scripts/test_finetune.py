@@ -123,6 +123,21 @@ def test_a_config_file_sets_flags_and_the_command_line_wins(tmp_path):
     assert finetune_llama.parse_args(["--lora_dropout", "0.1"]).lora_dropout == 0.1
 
 
+def test_a_runs_own_config_repeats_it_and_resumes_it(run, tmp_path):
+    settings = ["--config", str(run[0] / "config.json")]
+    settings += ["--out-dir", str(tmp_path / "again")]
+    again = finetune_llama.main(settings)
+    first = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
+    assert again[1] == min(row["held_out_loss"] for row in first if "held_out_loss" in row)
+    assert finetune_llama.main([*settings, "--resume"]) == again
+
+
+def test_a_switch_of_a_config_file_may_be_spelt_in_the_negative(tmp_path):
+    (tmp_path / "c.json").write_text('{"no-cache": true, "prompt": ["a", "b"]}')
+    args = generate.parse_args(["--config", str(tmp_path / "c.json")])
+    assert args.cache is False and args.prompt == ["a", "b"]
+
+
 def test_defaults_are_the_courses():
     args = finetune_llama.parse_args([])
     assert (args.lr, args.batch_size, args.accumulation_steps) == (1e-5, 1, 8)

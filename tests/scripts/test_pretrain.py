@@ -35,10 +35,10 @@ def test_first_layers_share_every_tensor():
 
 def test_every_tensor_gets_a_gradient_from_the_mixed_loss():
     model = Llama(small_config())
-    tokens = torch.randint(0, 2048, (4, 12))
+    tokens = torch.randint(0, 2048, (8, 12))
     loss, count = pretrain.prefix_loss(model, (tokens, tokens))
     loss.backward()
-    assert count == 44 and all(p.grad is not None for p in model.parameters())
+    assert count == 88 and all(p.grad is not None for p in model.parameters())
 
 
 def test_evaluation_uses_the_whole_model():
