@@ -44,7 +44,7 @@ def parse_args(argv=None):
     add("--length", type=positive, default=256, help="tokens in a row of a batch")
     add("--batch-size", type=positive, default=16, help="rows in a micro-batch")
     add("--accumulation-steps", type=positive, default=1, help="micro-batches in a step")
-    add("--epochs", type=positive, default=5, help="passes over the stories")
+    add("--epochs", type=positive, default=8, help="passes over the stories")
     add("--max-iters", type=positive, help="stop after this many optimizer steps")
     add("--lr", type=amount, default=2e-3, help="peak learning rate")
     add("--attention", choices=["sdpa", "explicit"], default="explicit",
