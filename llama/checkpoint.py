@@ -43,7 +43,7 @@ def load_llama(
 
     `n_layers` keeps the first blocks and reads no other; `tokenizer` names a file where the model
     has none beside it (without one, text is taken as bytes, with a warning). Tensors stream one
-    by one into `dtype` on `device`: host memory stays within the model plus one tensor. Errors:
+    by one into `dtype` on `device`: host memory stays within the model itself. Errors:
     UserError naming the file, what is wrong with it and every missing, unexpected or misshapen
     tensor.
     """

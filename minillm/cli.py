@@ -17,10 +17,9 @@ class Parser(argparse.ArgumentParser):
     a wrong flag or value is a UserError of one line, with the nearest known flag.
     """
 
-    def __init__(self, description: str, epilog: str | None = None):
+    def __init__(self, description: str):
         super().__init__(
             description=description,
-            epilog=epilog,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -30,9 +29,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parses argv (default: the command line). Errors: UserError for unknown flags, values."""
         argv = [_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
-        first, _ = self._split_config(argv)
-        if first is not None:
-            self.set_defaults(**self._read_config(Path(first)))
+        config = self._find_config(argv)
+        if config is not None:
+            self.set_defaults(**self._read_config(Path(config)))
         args, unknown = self.parse_known_args(argv)
         if unknown:
             self.error(self._unknown(unknown[0]))
@@ -43,18 +42,17 @@ class Parser(argparse.ArgumentParser):
         message = message.removeprefix("argument ")
         raise UserError(f"{message}; see --help")
 
-    def _split_config(self, argv: list[str]) -> tuple[str | None, list[str]]:
+    def _find_config(self, argv: list[str]) -> str | None:
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config")
         finder.error = self.error
-        found, rest = finder.parse_known_args(argv)
-        return found.config, rest
+        return finder.parse_known_args(argv)[0].config
 
     def _read_config(self, path: Path) -> dict:
         content = read_json(path)
         if not isinstance(content, dict):
             raise UserError(f"{path}: no JSON object of settings; write {{\"lr\": 1e-4, ...}}")
-        known = {name: a for a in self._actions for name in (a.dest, *a.option_strings)}
+        known = {option: a for a in self._actions for option in a.option_strings}
         values = {}
         for name, value in content.items():
             flag = "--" + name.replace("_", "-")

@@ -18,7 +18,6 @@ from minillm.files import Fields, write_json
 from minillm.weights import (
     LazyTensor,
     check_names,
-    copy_weights,
     open_weights,
     rope_halves,
     rope_to_halves,
@@ -121,7 +120,8 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> d
         expected[f"{name}.lora_B"] = (linear.out_features, rank)
     check_names(expected, {key: lazy.shape for key, lazy in tensors.items()}, file)
     add_lora(model, names, **settings)
-    copy_weights(lora_state_dict(model), tensors, file)
+    for name, factor in lora_state_dict(model).items():
+        tensors[name].write_to(factor)
     model.train(model.training)
     return notes
 

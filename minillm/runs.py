@@ -47,7 +47,7 @@ class Run:
 
     def _check_same(self, before: dict, now: dict) -> None:
         """What a resumed run may not change: all but its length, place and reports."""
-        free = {"max-iters", "epochs", "eval-every", "patience"}
+        free = {"max-iters", "epochs", "eval-every", "patience", "save"}
         changed = [k for k in now if k not in free and before.get(k) != now[k]]
         if changed:
             name = changed[0]

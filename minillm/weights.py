@@ -147,11 +147,13 @@ def assign_weights(
 ) -> None:
     """Streams tensors into a model built on the meta device, one at a time, cast to `dtype`.
 
-    Memory: the model plus its largest tensor. Errors: UserError naming every missing, unexpected
-    and misshapen name before anything is loaded, and the file of a tensor that cannot be read.
+    Memory: the model alone, as numbers go from file to place. Errors: UserError naming every
+    missing, unexpected and misshapen name before anything is loaded, and the file of a tensor
+    that cannot be read.
     """
     expected = dict(model.named_parameters())
-    check_names(_shapes(expected), _shapes(tensors), where)
+    shapes = {name: tuple(parameter.shape) for name, parameter in expected.items()}
+    check_names(shapes, {name: lazy.shape for name, lazy in tensors.items()}, where)
     for name, parameter in expected.items():
         value = torch.empty(parameter.shape, dtype=dtype, device=device)
         tensors[name].write_to(value)
@@ -182,17 +184,6 @@ def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device | str
     model.to(dtype).to_empty(device=device)
     model.init_weights()
     return model
-
-
-def copy_weights(into: dict[str, Tensor], tensors: dict[str, LazyTensor], where: Path) -> None:
-    """Writes tensors into those that are there, after the same checks. Errors: UserError."""
-    check_names(_shapes(into), _shapes(tensors), where)
-    for name, tensor in into.items():
-        tensors[name].write_to(tensor.detach())
-
-
-def _shapes(tensors: dict) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def check_names(expected: dict[str, tuple], found: dict[str, tuple], where: Path) -> None:

@@ -7,6 +7,8 @@ Ctrl-C stops an answer, Ctrl-D (or /quit) ends. Each line stands alone: the mode
 earlier turns, because instruction tuning on single turns never showed it any.
 """
 
+import itertools
+
 from minillm.cli import Parser
 from minillm.errors import UserError, friendly_errors
 from minillm.generate import Sampling, generate_steps
@@ -48,7 +50,7 @@ def main(argv=None) -> None:
     )  # fmt: skip
     model.attention = args.attention
     print(f"{args.adapter or args.checkpoint or 'tiny-llama'}; Ctrl-D or /quit ends")
-    for turn in range(10**9):
+    for turn in itertools.count():
         try:
             line = input("> ")
         except (EOFError, KeyboardInterrupt):

@@ -1,6 +1,6 @@
 """Trains a tiny LLaMA from nothing on tinyworld's stories: tokenizer, weights, Hugging Face folder.
 
-    python train/pretrain.py                      the command that made checkpoints/tiny-llama
+    python train/pretrain.py --save checkpoints/tiny-llama     makes the bundled model anew
     python train/pretrain.py --out-dir runs/pretrain-001 --resume       after an interruption
 
 Part of every batch passes only the first few blocks (see prefix_loss), so that the model's first

@@ -75,7 +75,9 @@ def test_the_base_is_known_again_in_another_dtype(base, tmp_path, trained, loade
     if (trained, loaded) == (torch.float16, torch.bfloat16):
         trained = torch.float32
     save_adapter(adapted(load_llama(base, dtype=trained)[0]), tmp_path / "adapter")
-    load_adapter(load_llama(base, dtype=loaded)[0], tmp_path / "adapter")
+    model = load_llama(base, dtype=loaded)[0]
+    assert load_adapter(model, tmp_path / "adapter")["base_fingerprint"]
+    assert lora_state_dict(model)
 
 
 @pytest.mark.parametrize("change", ["one weight", "two rows swapped", "one layer less"])
