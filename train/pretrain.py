@@ -18,9 +18,9 @@ import torch
 from llama import Llama, LlamaConfig, LlamaTokenizer, save_llama
 from minillm import generate
 from minillm.cli import Parser, amount, positive, settings_of, whole
-from minillm.data.batches import Batches, encode_samples, windows
+from minillm.data.batches import Batches, encode_samples
 from minillm.data.tasks import Sample
-from minillm.data.tinyworld import stories
+from minillm.data.tinyworld import articles, reviews, stories
 from minillm.errors import friendly_errors
 from minillm.files import write_json
 from minillm.losses import token_loss
@@ -31,6 +31,8 @@ from minillm.training import TrainSettings, evaluate, train
 from minillm.weights import empty_model
 
 HELD_OUT_SEED = 1  # the training stories come from seed 0
+OTHERS_SEED = 2  # reviews and articles to fine-tune on come from seed 0
+REVIEWS_A_PAGE = 8  # joined to about a story's length
 
 
 def parse_args(argv=None):
@@ -38,19 +40,20 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--model", choices=["llama"], default="llama", help="family of the model to train")
     add("--preset", default="tiny-llama", help="sizes of the model (default: tiny-llama)")
-    add("--stories", type=positive, default=18000, help="stories to train on")
+    add("--stories", type=positive, default=15000, help="stories to train on")
+    add("--reviews", type=whole, default=10000, help="film reviews besides, without labels")
+    add("--articles", type=whole, default=3000, help="articles besides, without highlights")
     add("--held-out", type=positive, default=400, help="stories to measure the loss on")
     add("--vocab-size", type=positive, default=2048, help="pieces of the tokenizer")
-    add("--length", type=positive, default=256, help="tokens in a row of a batch")
-    add("--batch-size", type=positive, default=16, help="rows in a micro-batch")
+    add("--batch-size", type=positive, default=16, help="stories in a micro-batch")
     add("--accumulation-steps", type=positive, default=1, help="micro-batches in a step")
-    add("--epochs", type=positive, default=8, help="passes over the stories")
+    add("--epochs", type=positive, default=5, help="passes over all texts")
     add("--max-iters", type=positive, help="stop after this many optimizer steps")
     add("--lr", type=amount, default=2e-3, help="peak learning rate")
     add("--attention", choices=["sdpa", "explicit"], default="explicit",
         help="explicit is the faster one on a CPU for rows as short as these")  # fmt: skip
     add("--weight-decay", type=amount, default=0.1, help="AdamW's, on matrices")
-    add("--eval-every", type=positive, default=250, help="steps between held-out losses")
+    add("--eval-every", type=positive, default=500, help="steps between held-out losses")
     add("--precision", default="auto", help="auto, fp32, bf16 or fp16")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--seed", type=whole, default=0, help="of weights and order")
@@ -100,18 +103,34 @@ def prefix_loss(model: Llama, batch):
     return loss + short_loss, count + short_count
 
 
-def make_data(n_stories: int, n_held_out: int, vocab_size: int, path: Path):
-    """Tokenizer, training ids (N,), encoded held-out stories, and the generator's own entropy on
-    those in nats per token: an upper bound, and so what no model can be expected to pass by far."""
-    held_out = list(itertools.islice(stories(HELD_OUT_SEED), n_held_out))
-    unseen = {story.text for story in held_out}
+def training_texts(
+    n_stories: int, n_reviews: int, n_articles: int, unseen: set[str]
+) -> list[str]:
+    """Stories other than the unseen ones, pages of reviews, articles: one text is one row.
+
+    Whole texts, because cut into windows of equal length half of all tokens would not see how
+    their own story begins, and the model would learn to guess who is in it.
+    """
     fresh = (story.text for story in stories(0) if story.text not in unseen)
     texts = list(itertools.islice(fresh, n_stories))
+    short = [row["text"] for row in reviews(n_reviews, OTHERS_SEED)]
+    texts += ["\n".join(short[i : i + REVIEWS_A_PAGE]) for i in range(0, n_reviews, REVIEWS_A_PAGE)]
+    return texts + [row["article"] for row in articles(n_articles, OTHERS_SEED)]
+
+
+def make_data(n_stories: int, n_reviews: int, n_articles: int, n_held_out: int, vocab_size: int,
+              path: Path):  # fmt: skip
+    """Tokenizer, encoded training texts and held-out stories, and the generator's own entropy on
+    the latter in nats per token: an upper bound, and so what no model can be expected to pass by
+    far."""
+    held_out = list(itertools.islice(stories(HELD_OUT_SEED), n_held_out))
+    unseen = {story.text for story in held_out}
+    texts = training_texts(n_stories, n_reviews, n_articles, unseen)
     tokenizer = train_tokenizer(texts, vocab_size, path)
-    ids = [i for text in texts for i in tokenizer.encode(text, bos=True, eos=True)]
-    tests = encode_samples([Sample("", story.text) for story in held_out], tokenizer, 10**6)
-    n_predicted = sum(len(row.tokens) - 1 for row in tests.rows)
-    return tokenizer, torch.tensor(ids), tests, sum(s.nats for s in held_out) / n_predicted
+    rows = encode_samples([Sample("", text) for text in texts], tokenizer, 10**6).rows
+    tests = encode_samples([Sample("", story.text) for story in held_out], tokenizer, 10**6).rows
+    n_predicted = sum(len(row.tokens) - 1 for row in tests)
+    return tokenizer, rows, tests, sum(s.nats for s in held_out) / n_predicted
 
 
 def publish(model: Llama, tokenizer, folder: Path, tests: Batches, precision, facts: dict) -> float:
@@ -133,18 +152,20 @@ def main(argv=None) -> float:
     precision = choose_precision(args.precision, device)
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "pretrain")
     run = Run(folder, settings_of(args), args.resume, args.overwrite)
-    tokenizer, ids, tests, entropy = make_data(
-        args.stories, args.held_out, args.vocab_size, folder / "tokenizer.model"
-    )
+    tokenizer, rows, tests, entropy = make_data(
+        args.stories, args.reviews, args.articles, args.held_out, args.vocab_size,
+        folder / "tokenizer.model",
+    )  # fmt: skip
     config = replace(LlamaConfig.preset(args.preset), vocab_size=args.vocab_size)
     pad_id, context = tokenizer.pad_id, config.max_seq_len
-    batches = Batches(windows(ids, args.length), args.batch_size, pad_id, args.seed, context)
-    held_out = Batches(tests.rows, 16, pad_id, None, context)
+    batches = Batches(rows, args.batch_size, pad_id, args.seed, context)
+    held_out = Batches(tests, 16, pad_id, None, context)
     torch.manual_seed(args.seed)
     model = Llama(config).to(device)
     model.attention = args.attention
     n_parameters = sum(p.numel() for p in model.parameters())
-    print(f"{n_parameters:,} parameters; {args.stories} stories, {len(ids):,} tokens a pass; "
+    n_tokens = sum(len(row.tokens) for row in rows)
+    print(f"{n_parameters:,} parameters; {len(rows)} texts, {n_tokens:,} tokens a pass; "
           f"the generator's own entropy is at most {entropy:.4f} nats per token")  # fmt: skip
     steps = args.epochs * batches.groups_per_epoch(args.accumulation_steps)
     settings = TrainSettings(

@@ -12,7 +12,7 @@ from minillm.losses import token_loss
 from tests.conftest import TINY_LLAMA, small_config
 from train import pretrain
 
-SMALL = ["--stories", "60", "--held-out", "10", "--vocab-size", "600", "--length", "128",
+SMALL = ["--stories", "60", "--held-out", "10", "--vocab-size", "600", "--reviews", "16", "--articles", "4",
          "--batch-size", "4", "--eval-every", "2", "--precision", "fp32"]  # fmt: skip
 
 
