@@ -3,5 +3,11 @@
 from llama.checkpoint import load_llama, save_llama
 from llama.model import Llama, LlamaConfig
 from llama.tokenizer import LlamaTokenizer
+from minillm.family import Family
+
+FAMILY = Family(
+    "llama", "tiny-llama", LlamaConfig, Llama, LlamaTokenizer, load_llama, save_llama,
+    LlamaTokenizer.train,
+)  # fmt: skip
 
 __all__ = ["Llama", "LlamaConfig", "LlamaTokenizer", "load_llama", "save_llama"]

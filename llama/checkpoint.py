@@ -21,9 +21,11 @@ from minillm.files import Fields, write_json
 from minillm.weights import (
     LazyTensor,
     assign_weights,
+    check_saveable,
+    check_tokenizer,
     empty_model,
-    hf_weight_files,
-    open_weights,
+    first_layers,
+    open_hf_weights,
     rope_halves,
     rope_to_halves,
     write_safetensors,
@@ -49,19 +51,11 @@ def load_llama(
     """
     path = Path(path)
     config, tensors = open_checkpoint(path)
-    if n_layers is not None:
-        if not (isinstance(n_layers, int) and 1 <= n_layers <= config.n_layers):
-            raise UserError(f"{path}: has {config.n_layers} layers, not {n_layers}; lower --layers")
-        dropped = re.compile(r"layers\.(\d+)\.")
-        tensors = {
-            name: lazy
-            for name, lazy in tensors.items()
-            if not ((m := dropped.match(name)) and n_layers <= int(m[1]) < config.n_layers)
-        }
-        config = replace(config, n_layers=n_layers)
+    tensors, n_layers = first_layers(tensors, "layers", config.n_layers, n_layers, path)
+    config = replace(config, n_layers=n_layers)
     text = LlamaTokenizer(tokenizer or find_tokenizer(path))
     if text.path is not None:
-        check_tokenizer(text, config, text.path)
+        check_tokenizer(text, config.vocab_size, text.path)
     else:
         print(f"warning: {path}: no tokenizer beside it; text is taken as bytes, which suits no "
               "model trained otherwise (add --tokenizer)", file=sys.stderr)  # fmt: skip
@@ -93,21 +87,10 @@ def find_tokenizer(path: Path) -> Path | None:
     return None
 
 
-def check_tokenizer(tokenizer: LlamaTokenizer, config: LlamaConfig, where: str | Path) -> None:
-    """Errors: UserError if ids would not fit the embedding, or most of it would never be used
-    (some models pad their vocabulary, by less than 1,024 rows)."""
-    if not 0 <= config.vocab_size - tokenizer.vocab_size < 1024:
-        raise UserError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
-            f"{config.vocab_size}; give the tokenizer the model was trained with"
-        )
-
-
 def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     """Hugging Face's layout, renamed to Meta's and with q and k back in neighbouring pairs."""
     config = _hf_config(folder / "config.json")
-    found = open_weights(hf_weight_files(folder))
-    found = {name.removeprefix("_orig_mod."): t for name, t in found.items()}
+    found = open_hf_weights(folder)
     names = hf_names(config.n_layers, config.n_heads, config.n_kv_heads)
     ours = {hf: (name, heads) for name, (hf, heads) in names.items()}
     tensors = {}
@@ -159,17 +142,15 @@ def save_llama(model: Llama, tokenizer: LlamaTokenizer, folder: str | Path) -> N
     Errors: UserError if the model carries LoRA layers: those are saved by save_adapter.
     """
     folder = Path(folder)
-    state = model.state_dict()
-    if any(".lora_" in name for name in state):
-        raise UserError(f"{folder}: the model has LoRA layers; save_adapter, or fold_lora first")
+    check_saveable(model, folder)
     names = model.hf_names()
     tensors = {}
-    for key, weight in state.items():
+    for key, weight in model.state_dict().items():
         hf, heads = names[key.removesuffix(".weight")]
         tensors[f"{hf}.weight"] = rope_to_halves(weight, heads) if heads else weight
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", _to_hf_config(model, tokenizer))
-    tokenizer.save(folder / "tokenizer.model")
+    tokenizer.save(folder)
     write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
         "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False, "legacy": True,

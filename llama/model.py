@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llama.names import hf_names
-from minillm.attention import attention_mask, causal_attention, positions
+from minillm.attention import causal_attention, lay_out
 from minillm.cache import KVCache
+from minillm.config import check_sizes, find_preset
 from minillm.errors import UserError
 
 
@@ -39,17 +40,7 @@ class LlamaConfig:
     tied_head: bool = False  # the head shares the embedding's matrix
 
     def __post_init__(self):
-        sizes = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim")
-        for name in (*sizes, "max_seq_len"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not 0 < value < 2**31:
-                raise UserError(f"LlamaConfig.{name} is {value}; it must be a positive integer")
-        if self.n_layers > 1000:  # building the modules alone would take minutes
-            raise UserError(f"LlamaConfig.n_layers is {self.n_layers}; more than 1000 are refused")
-        for name in ("norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise UserError(f"LlamaConfig.{name} is {value}; it must be a positive number")
+        check_sizes(self)
         if self.dim % self.n_heads or self.head_dim % 2:
             raise UserError(
                 f"LlamaConfig.dim {self.dim} over n_heads {self.n_heads} is no even head width; "
@@ -68,9 +59,7 @@ class LlamaConfig:
     @classmethod
     def preset(cls, name: str) -> "LlamaConfig":
         """The published sizes by name. Errors: UserError listing the known names."""
-        if name not in PRESETS:
-            raise UserError(f"preset {name!r} is unknown; known: {', '.join(PRESETS)}")
-        return PRESETS[name]
+        return find_preset(name, PRESETS)
 
 
 PRESETS = {
@@ -182,6 +171,8 @@ class TransformerBlock(nn.Module):
 class Llama(nn.Module):
     """LLaMA-2: token embedding, n_layers blocks, final norm, vocabulary projection."""
 
+    FAN_IN_FAN_OUT = False  # Hugging Face stores linear layers as (out, in), like ours
+
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
@@ -221,32 +212,17 @@ class Llama(nn.Module):
         Errors: UserError when the columns exceed max_seq_len.
         """
         x = self.tok_embeddings(tokens)  # (B, T, D)
-        n_prompt = 0 if prompt is None else prompt.size(0)
-        if prompt is not None:
-            soft = prompt.to(x.dtype).expand(x.size(0), -1, -1)  # (B, P, D)
-            x = torch.cat((soft, x), dim=1)  # (B, P + T, D)
-        start = 0 if cache is None else cache.length
-        n_prefix = n_prompt if cache is None else cache.n_prefix + n_prompt
-        n_new = x.size(1)
-        if start + n_new > self.config.max_seq_len:
-            raise UserError(
-                f"{start + n_new} tokens do not fit the model's context of "
-                f"{self.config.max_seq_len}; shorten the text"
-            )
-        mask = attention_mask(start, n_new, left_pad, n_prefix, x.device)
-        place = positions(start, n_new, left_pad, n_prefix, x.device)  # (1 or B, P + T)
-        rope = rope_table(place, self.config.head_dim, self.config.rope_theta)
+        x, columns = lay_out(x, prompt, cache, left_pad, self.config.max_seq_len)  # (B, P + T, D)
+        rope = rope_table(columns.positions, self.config.head_dim, self.config.rope_theta)
         for layer, block in enumerate(self.layers):
+            inputs = (x, rope, columns.mask, self.attention, cache, layer)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(
-                    block, x, rope, mask, self.attention, cache, layer, use_reentrant=False
-                )
+                x = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                x = block(x, rope, mask, self.attention, cache, layer)
+                x = block(*inputs)
         if cache is not None:
-            cache.advance(n_new)
-            cache.n_prefix = n_prefix
-        x = x[:, n_prompt:]  # (B, T, D)
+            cache.advance(x.size(1), columns.n_prompt)
+        x = x[:, columns.n_prompt :]  # (B, T, D)
         if logits_at is not None:
             x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
         x = self.norm(x)
@@ -262,13 +238,9 @@ class Llama(nn.Module):
         device: torch.device | str | None = None,
     ) -> KVCache:
         """An empty cache for `max_len` columns, in the dtype the keys will be computed in."""
-        weight = self.tok_embeddings.weight
-        device = torch.device(device or weight.device)
-        if dtype is None:
-            autocast = torch.is_autocast_enabled(device.type)
-            dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
         c = self.config
-        return KVCache(c.n_layers, batch_size, c.n_kv_heads, max_len, c.head_dim, dtype, device)
+        sizes = (c.n_layers, batch_size, c.n_kv_heads, max_len, c.head_dim)
+        return KVCache.like(self.tok_embeddings.weight, sizes, dtype, device)
 
     def hf_names(self) -> dict[str, tuple[str, int]]:
         """{our module: (Hugging Face's name, heads whose rows RoPE permutes, 0 for none)}."""

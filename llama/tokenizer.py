@@ -4,10 +4,12 @@ A llama2.c file holds pieces and scores of a BPE model; it is turned into the Se
 model that it came from, so that one library does all the encoding.
 """
 
+import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from llama.llama2c import byte_proto, sentencepiece_proto
 from minillm.errors import UserError
@@ -20,14 +22,33 @@ class LlamaTokenizer:
     Errors: UserError naming a file that is missing or no tokenizer.
     """
 
+    adds_space = True  # SentencePiece puts a space before every text
+
     def __init__(self, path: str | Path | None):
         self.path = path = None if path is None else Path(path)
-        self.model_proto = byte_proto() if path is None else _read_proto(path)
+        self._open(byte_proto() if path is None else _read_proto(path))
+
+    @classmethod
+    def train(cls, texts: list[str], vocab_size: int) -> "LlamaTokenizer":
+        """A new BPE model of `vocab_size` pieces, with byte fallback (any text can be encoded)."""
+        model = io.BytesIO()
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size,
+            model_type="bpe", byte_fallback=True, character_coverage=1.0, split_digits=True,
+            normalization_rule_name="identity", remove_extra_whitespaces=False,
+            unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=2, minloglevel=2,
+        )  # fmt: skip
+        tokenizer = cls(None)
+        tokenizer._open(model.getvalue())
+        return tokenizer
+
+    def _open(self, model_proto: bytes) -> None:
+        self.model_proto = model_proto
         try:
-            self.pieces = SentencePieceProcessor(model_proto=self.model_proto)
+            self.pieces = SentencePieceProcessor(model_proto=model_proto)
         except Exception as error:
             raise UserError(
-                f"{path}: no SentencePiece model ({' '.join(str(error).split())[:60]}); "
+                f"{self.path}: no SentencePiece model ({' '.join(str(error).split())[:60]}); "
                 "give Llama's tokenizer.model or llama2.c's tokenizer.bin"
             ) from None
         self.vocab_size: int = self.pieces.vocab_size()
@@ -45,14 +66,25 @@ class LlamaTokenizer:
             raise UserError("text holds a lone surrogate, no valid Unicode; clean it") from None
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of the text and, for each, the index of the character it begins in."""
+        ids = self.encode(text)
+        pieces = [self.pieces.id_to_piece(i) for i in ids]
+        # in bytes; the sign that stands for a space has three
+        widths = [1 if self.pieces.is_byte(i) else len(p.encode()) - 2 * p.count("\u2581")
+                  for i, p in zip(ids, pieces, strict=True)]  # fmt: skip
+        starts = itertools.accumulate(widths[:-1], initial=-1)  # the first space is not in the text
+        character = [i for i, letter in enumerate(text) for _ in letter.encode()]
+        return ids, [character[max(0, start)] for start in starts] if ids else []
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; control tokens vanish. One token alone loses its leading space and
         may be half a character: decode the growing sequence instead."""
         return self.pieces.decode(list(ids))
 
-    def save(self, path: Path) -> None:
-        """Writes the SentencePiece model."""
-        with atomic_file(path) as temporary:
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.model."""
+        with atomic_file(folder / "tokenizer.model") as temporary:
             temporary.write_bytes(self.model_proto)
 
 

@@ -5,23 +5,32 @@ Dh width of one head. Source: Vaswani et al. 2017, equation 1; grouped heads: Ai
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minillm.cache import KVCache
+from minillm.errors import UserError
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, mode: str) -> Tensor:
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, mode: str, dropout: float = 0.0
+) -> Tensor:
     """Weighted sum of the values each query may see: softmax(q k^T / sqrt(Dh) + mask) v.
 
     Shapes: q (B, H, T, Dh); k, v (B, K, S, Dh) with K a divisor of H; mask bool, broadcastable to
     (B, H, T, S), True = may look. mask None means plain causal when T == S, and a single query
-    that sees everything when T == 1. Returns (B, T, H * Dh), ready for the output projection.
+    that sees everything when T == 1. `dropout` is the share of weights set to zero (the others
+    grow to match). Returns (B, T, H * Dh), ready for the output projection.
     """
     if mode == "sdpa":
         causal = mask is None and q.size(2) > 1
         grouped = q.size(1) != k.size(1)
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            q, k, v, mask, dropout, is_causal=causal, enable_gqa=grouped
+        )
     else:
         assert mode == "explicit", f"attention is {mode!r}; choose sdpa or explicit"
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # (B, H, S, Dh)
@@ -31,8 +40,42 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, mode:
         scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)  # (B, H, T, S)
         scores = scores.masked_fill(~mask, float("-inf"))
         weights = torch.softmax(scores, -1)  # sums in fp32 inside, also of 16-bit scores
-        out = weights.to(v.dtype) @ v  # (B, H, T, Dh)
+        out = F.dropout(weights.to(v.dtype), dropout) @ v  # (B, H, T, Dh)
     return out.transpose(1, 2).flatten(2)  # (B, T, H * Dh)
+
+
+class Columns(NamedTuple):
+    """Where the new columns of a forward stand: their positions (1 or B, P + T), which columns
+    they may see (attention_mask), and how many of them, P, are a soft prompt's."""
+
+    positions: Tensor
+    mask: Tensor | None
+    n_prompt: int
+
+
+def lay_out(
+    x: Tensor, prompt: Tensor | None, cache: KVCache | None, left_pad: Tensor | None,
+    max_seq_len: int,
+) -> tuple[Tensor, Columns]:  # fmt: skip
+    """Puts the soft prompt before the token embeddings and tells where each column stands.
+
+    Shapes: x (B, T, D), prompt (P, D), left_pad (B,) -> x (B, P + T, D) and its Columns.
+    Errors: UserError when cached and new columns together exceed `max_seq_len`.
+    """
+    if prompt is not None:
+        soft = prompt.to(x.dtype).expand(x.size(0), -1, -1)  # (B, P, D)
+        x = torch.cat((soft, x), dim=1)  # (B, P + T, D)
+    n_prompt = 0 if prompt is None else prompt.size(0)
+    start, n_prefix = (0, n_prompt) if cache is None else (cache.length, cache.n_prefix + n_prompt)
+    n_new = x.size(1)
+    if start + n_new > max_seq_len:
+        raise UserError(
+            f"{start + n_new} tokens do not fit the model's context of {max_seq_len}; "
+            "shorten the text"
+        )
+    place = positions(start, n_new, left_pad, n_prefix, x.device)  # (1 or B, P + T)
+    mask = attention_mask(start, n_new, left_pad, n_prefix, x.device)
+    return x, Columns(place, mask, n_prompt)
 
 
 def causal_mask(start: int, n_new: int, device: torch.device) -> Tensor:

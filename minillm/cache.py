@@ -33,6 +33,16 @@ class KVCache:
         self.length = 0
         self.n_prefix = 0
 
+    @classmethod
+    def like(cls, weight: Tensor, sizes: tuple, dtype=None, device=None) -> "KVCache":
+        """A cache of `sizes` (n_layers, B, K, max_len, Dh) for a model that has this weight: on its
+        device, in the dtype its keys will be computed in, unless told otherwise."""
+        device = torch.device(device or weight.device)
+        if dtype is None:
+            autocast = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
+        return cls(*sizes, dtype, device)
+
     @property
     def nbytes(self) -> int:
         """Bytes held, filled or not."""
@@ -46,9 +56,11 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-    def advance(self, n: int) -> None:
-        """Counts n new columns as written; the model calls it once per forward."""
+    def advance(self, n: int, n_virtual: int = 0) -> None:
+        """Counts n new columns as written, n_virtual of them a soft prompt's; the model calls it
+        once per forward."""
         self.length += n
+        self.n_prefix += n_virtual
 
     def reorder(self, rows: Tensor) -> None:
         """Takes the given rows (N,) as the new batch: beam search keeps some, twice or never."""

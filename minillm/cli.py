@@ -108,7 +108,9 @@ def add_model_flags(parser: Parser) -> argparse._ArgumentGroup:
     """The flags of every script that loads a model; returns their group, for its own."""
     group = parser.add_argument_group("model")
     add = group.add_argument
-    add("--checkpoint", help="folder or file of weights (default: the bundled tiny model)")
+    add("--checkpoint", "--init-from", metavar="NAME|PATH",
+        help="folder or file of weights, or a name under checkpoints/, such as gpt2-medium once "
+        "it is downloaded (default: the bundled tiny model)")  # fmt: skip
     add("--layers", type=positive, help="keep only the first N layers (the others are not read)")
     add("--tokenizer", help="tokenizer file, where the checkpoint has none beside it")
     add("--attention", choices=["sdpa", "explicit"], default="sdpa",

@@ -74,10 +74,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, content: dict | list) -> None:
-    """Writes JSON atomically, indented, with a closing newline."""
+def write_json(path: Path, content: dict | list, indent: int | None = 2) -> None:
+    """Writes JSON atomically, indented unless told otherwise, with a closing newline."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(text + "\n", "utf-8")
 
 
 class Fields:

@@ -23,3 +23,17 @@ def token_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Ten
     logits = model(tokens[:, :-1], logits_at=supervised)  # (N, V)
     loss = F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
     return loss, supervised.sum()
+
+
+def sequence_logprobs(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    """Log-probability of each row's labelled tokens given all before them, summed, in nats.
+
+    Shapes: batch as for token_loss -> (B,) fp32, 0 for a row without labels.
+    """
+    tokens, labels = batch[:2]
+    targets = labels[:, 1:]  # (B, T-1)
+    supervised = targets != IGNORED
+    logits = model(tokens[:, :-1], logits_at=supervised)  # (N, V)
+    losses = F.cross_entropy(logits.float(), targets[supervised], reduction="none")  # (N,)
+    rows = supervised.nonzero()[:, 0]  # (N,): the row each label is in
+    return -losses.new_zeros(len(tokens)).index_add(0, rows, losses)

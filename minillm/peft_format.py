@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minillm.adapt.lora import LoRALinear, add_lora, lora_state_dict
+from minillm.adapt.lora import LoRALinear, LoRAParts, add_lora
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
 from minillm.weights import (
@@ -36,7 +36,6 @@ UNSUPPORTED = {
     "bias": ("none", None),
     "lora_bias": (False, None),
     "init_lora_weights": (True, False, None, "gaussian"),
-    "fan_in_fan_out": (False, None),
     "layer_replication": (None,),
     "alora_invocation_tokens": (None,),
     "use_qalora": (False, None),
@@ -54,9 +53,9 @@ def save_adapter(
 ) -> None:
     """Writes the model's LoRA as a PEFT adapter, merged or not, and the base's fingerprint.
 
-    Rows of lora_B on wq and wk are permuted as the base's rows are. `base_name` is where PEFT
-    finds the base; `template` the prompt texts. Errors: UserError if there is no LoRA, or layers
-    differ in rank or alpha.
+    Rows of lora_B on wq and wk are permuted as the base's rows are; slices of a fused layer become
+    one update of their ranks' sum. `base_name` is where PEFT finds the base; `template` the prompt
+    texts. Errors: UserError if there is no LoRA, or layers differ in rank or alpha.
     """
     folder = Path(folder)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear) and m.is_lora()}
@@ -67,24 +66,26 @@ def save_adapter(
         raise UserError(f"{folder}: LoRA layers differ in rank, alpha or dropout; make them equal")
     rank, scaling, dropout = kinds.pop()
     names = model.hf_names()
-    tensors = {}
-    for key, value in lora_state_dict(model).items():
-        module, _, factor = key.rpartition(".")
-        hf, heads = names[module]
-        if factor == "lora_B" and heads:
-            value = rope_to_halves(value, heads)
-        tensors[f"{PREFIX}{hf}.{factor}.weight"] = value
+    tensors, parts = {}, {}
+    for name, layer in layers.items():
+        hf, heads = names[name]
+        a, b = layer.factors()
+        tensors[f"{PREFIX}{hf}.lora_A.weight"] = a
+        tensors[f"{PREFIX}{hf}.lora_B.weight"] = rope_to_halves(b, heads) if heads else b
+        if isinstance(layer, LoRAParts):
+            parts[name] = layer.adapted_parts
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     write_json(folder / "adapter_config.json", {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name,
         "r": rank, "lora_alpha": scaling * rank, "lora_dropout": dropout,
         "target_modules": sorted(_targets({names[n][0] for n in layers}, names)),
-        "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
+        "bias": "none", "fan_in_fan_out": model.FAN_IN_FAN_OUT, "inference_mode": True,
     })  # fmt: skip
     write_json(folder / "minillm.json", {
         "base": base_name, "layers": model.config.n_layers,
-        "base_fingerprint": fingerprint(model), "template": template, "merged": False,
+        "base_fingerprint": fingerprint(model), "template": template, "parts": parts,
+        "merged": False,
     })  # fmt: skip
 
 
@@ -119,11 +120,42 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> d
         expected[f"{name}.lora_A"] = (rank, linear.in_features)
         expected[f"{name}.lora_B"] = (linear.out_features, rank)
     check_names(expected, {key: lazy.shape for key, lazy in tensors.items()}, file)
-    add_lora(model, names, **settings)
-    for name, factor in lora_state_dict(model).items():
-        tensors[name].write_to(factor)
+    _add_layers(model, names, _read_parts(folder, notes, modules, names), settings)
+    for name in names:
+        layer = model.get_submodule(name)
+        a, b = (torch.empty_like(factor) for factor in layer.factors())
+        tensors[f"{name}.lora_A"].write_to(a)
+        tensors[f"{name}.lora_B"].write_to(b)
+        layer.set_factors(a, b)
     model.train(model.training)
     return notes
+
+
+def _read_parts(folder: Path, notes: dict, modules: dict, names: list[str]) -> dict:
+    """minillm.json's {module: slices}. Errors: UserError unless the model has those slices."""
+    parts = notes.get("parts") or {}
+    is_sound = isinstance(parts, dict) and all(
+        name in names and isinstance(own, list) and own
+        and set(map(str, own)) <= set(getattr(modules[name], "parts", ()))
+        for name, own in parts.items()
+    )  # fmt: skip
+    if not is_sound:
+        raise UserError(f"{folder / 'minillm.json'}: parts fits no such layer; save it again")
+    return parts
+
+
+def _add_layers(model: nn.Module, names: list[str], parts: dict, settings: dict) -> None:
+    """add_lora on whole layers, and on slices with their share of the rank."""
+    whole = [name for name in names if name not in parts]
+    if whole:
+        add_lora(model, whole, **settings)
+    for name, own in parts.items():
+        share = {k: settings[k] / len(own) for k in ("rank", "alpha")}
+        if share["rank"] % 1:
+            raise UserError(f"{name}: rank {settings['rank']} is not shared by {len(own)} slices; "
+                            "save the adapter again")  # fmt: skip
+        slices = [f"{name}.{part}" for part in own]
+        add_lora(model, slices, int(share["rank"]), share["alpha"], settings["dropout"])
 
 
 def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) -> dict:

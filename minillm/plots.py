@@ -1,26 +1,69 @@
 """Every picture the project draws. matplotlib is imported where a picture is drawn."""
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def plot_run(rows: Sequence[dict], path: Path, floor: float | None = None) -> None:
-    """Loss against optimizer steps, training and held-out, as PNG; `floor` draws a lower bound."""
+@contextmanager
+def picture(path: Path, width: float = 7, height: float = 4):
+    """Yields axes to draw on, and writes them as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], lw=0.8, label="training")
-    held_out = [(r["step"], r["held_out_loss"]) for r in rows if "held_out_loss" in r]
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", ms=3, label="held out")
-    if floor is not None:
-        axes.axhline(floor, ls="--", lw=0.8, color="grey", label="generator's entropy, at most")
-    axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("loss, nats per supervised token")
-    axes.legend()
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    yield axes
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_run(rows: Sequence[dict], path: Path, floor: float | None = None) -> None:
+    """Loss against optimizer steps, training and held-out; `floor` draws a lower bound."""
+    with picture(path) as axes:
+        axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], lw=0.8, label="training")
+        steps, losses = held_out_losses(rows)
+        if steps:
+            axes.plot(steps, losses, "o-", ms=3, label="held out")
+        if floor is not None:
+            axes.axhline(floor, ls="--", lw=0.8, color="grey", label="generator's entropy, at most")
+        axes.set_xlabel("optimizer steps")
+        axes.set_ylabel("loss, nats per supervised token")
+        axes.legend()
+
+
+def held_out_losses(rows: Sequence[dict]) -> tuple[list, list]:
+    """The steps that were evaluated, and their held-out losses."""
+    found = [(r["step"], r["held_out_loss"]) for r in rows if "held_out_loss" in r]
+    return [step for step, _ in found], [loss for _, loss in found]
+
+
+def plot_held_out(curves: dict[str, Sequence[dict]], path: Path) -> None:
+    """Held-out loss against optimizer steps, a line per run."""
+    with picture(path) as axes:
+        for title, rows in curves.items():
+            axes.plot(*held_out_losses(rows), "o-", ms=3, lw=1, label=title)
+        axes.set_yscale("log")
+        axes.set_xlabel("optimizer steps")
+        axes.set_ylabel("held-out loss, nats per supervised token")
+        axes.legend(fontsize=8)
+
+
+def plot_accuracies(results: dict[str, dict], path: Path) -> None:
+    """Accuracy with its 95 % interval: a group of bars per cell, one per checkpoint."""
+    with picture(path, 8, 0.6 * len(results) + 1.2) as axes:
+        for offset, name in ((-0.18, "best"), (0.18, "last")):
+            shown = [(i, r[name]["report"]) for i, r in enumerate(results.values()) if name in r]
+            middle = [r["accuracy"] for _, r in shown]
+            low, high = zip(*(r["interval_95"] for _, r in shown), strict=True)
+            errors = [[m - x for m, x in zip(middle, low, strict=True)],
+                      [x - m for m, x in zip(middle, high, strict=True)]]  # fmt: skip
+            places = [i + offset for i, _ in shown]
+            axes.barh(places, middle, 0.34, xerr=errors, label=f"{name} checkpoint")
+        axes.set_yticks(range(len(results)), [*results])
+        axes.invert_yaxis()
+        axes.axvline(0.5, ls="--", lw=0.8, color="grey")
+        axes.set_xlabel("test accuracy by generation, 95 % interval")
+        axes.legend(loc="lower left", fontsize=8)

@@ -7,6 +7,7 @@ that reads back is the truth.
 import json
 import random
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -20,7 +21,12 @@ class Run:
     """The folder of one run. Errors: UserError if it exists and neither resume nor overwrite."""
 
     def __init__(
-        self, folder: str | Path, config: dict, resume: bool = False, overwrite: bool = False
+        self,
+        folder: str | Path,
+        config: dict,
+        resume: bool = False,
+        overwrite: bool = False,
+        wandb_project: str | None = None,
     ):
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
@@ -44,6 +50,7 @@ class Run:
             self._check_same(read_json(self.folder / "config.json"), config)
         write_json(self.folder / "config.json", config)
         self.metrics.touch()
+        self.wandb = _start_wandb(wandb_project, self.folder.name, config)
 
     def _check_same(self, before: dict, now: dict) -> None:
         """What a resumed run may not change: all but its length, place and reports."""
@@ -60,16 +67,12 @@ class Run:
         """Appends one line to metrics.jsonl."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        if self.wandb is not None:
+            self.wandb.log(row, step=row["step"])
 
     def rows(self) -> list[dict]:
-        """All complete lines of metrics.jsonl; one cut short by a crash is left out."""
-        rows = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
+        """All complete lines of metrics.jsonl."""
+        return read_metrics(self.metrics)
 
     def save(self, state: dict, step: int) -> Path:
         """Writes step_N.pt (plain types and tensors, RNG included) and keeps the newest two."""
@@ -116,6 +119,30 @@ class Run:
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("step_*.pt"), reverse=True)
+
+
+def _start_wandb(project: str | None, name: str, config: dict):
+    """A Weights & Biases run, or None where none is wanted or the package is not installed."""
+    if project is None:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        print("warning: --wandb-project: wandb is not installed (pip install wandb); going on with "
+              "metrics.jsonl alone", file=sys.stderr)  # fmt: skip
+        return None
+    return wandb.init(project=project, name=name, config=config, resume="allow")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl, none if it is missing; one cut short by a crash is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
 
 
 def fresh_folder(root: str | Path, name: str) -> Path:

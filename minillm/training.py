@@ -7,7 +7,7 @@ One loop serves every objective and every method: it sees a model, a function
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ class TrainSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eval_every: int | None = None  # None: only before and after
     patience: int | None = None
+
+    @classmethod
+    def from_flags(cls, flags: dict) -> "TrainSettings":
+        """Those of the flags (by name, with underscores) that are settings of the loop."""
+        return cls(**{f.name: flags[f.name] for f in fields(cls) if f.name in flags})
 
 
 @dataclass

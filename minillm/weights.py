@@ -7,6 +7,7 @@ Pickle files are opened with weights_only=True, always.
 """
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -43,9 +44,9 @@ class LazyTensor:
 
         return cls(tuple(shape), source, fill)
 
-    def through(self, view: Callable[[Tensor], Tensor]) -> "LazyTensor":
-        """The same numbers in another order: written into `view` of the result."""
-        return LazyTensor(self.shape, self.source, lambda out: self.fill(view(out)))
+    def through(self, view: Callable[[Tensor], Tensor], shape: tuple | None = None) -> "LazyTensor":
+        """The same numbers in another order: written into `view` of the result, of `shape`."""
+        return LazyTensor(shape or self.shape, self.source, lambda out: self.fill(view(out)))
 
     def write_to(self, out: Tensor) -> None:
         """`fill`, with the file named if it cannot be read. Errors: UserError."""
@@ -107,6 +108,49 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
 def _damaged(path: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:80] or type(error).__name__
     return UserError(f"{path}: truncated or corrupt ({reason}); download it again")
+
+
+def open_hf_weights(folder: Path) -> dict[str, LazyTensor]:
+    """The tensors of a Hugging Face folder, without the prefix that torch.compile leaves."""
+    found = open_weights(hf_weight_files(folder))
+    return {name.removeprefix("_orig_mod."): lazy for name, lazy in found.items()}
+
+
+def first_layers(
+    tensors: dict[str, LazyTensor], blocks: str, have: int, wanted: int | None, where: Path
+) -> tuple[dict[str, LazyTensor], int]:
+    """Drops the tensors of all but the first `wanted` of `have` layers (None: all are wanted),
+    which `blocks` ("layers") names; returns what is left and how many layers that is.
+
+    Errors: UserError when there are fewer.
+    """
+    if wanted is None:
+        return tensors, have
+    if not (isinstance(wanted, int) and 1 <= wanted <= have):
+        raise UserError(f"{where}: has {have} layers, not {wanted}; lower --layers")
+    number = re.compile(rf"{blocks}\.(\d+)\.")
+    kept = {
+        name: lazy
+        for name, lazy in tensors.items()
+        if not ((m := number.match(name)) and wanted <= int(m[1]) < have)
+    }
+    return kept, wanted
+
+
+def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
+    """Errors: UserError if ids would not fit the embedding, or most of it would never be used
+    (some models pad their vocabulary, by less than 1,024 rows)."""
+    if not 0 <= vocab_size - tokenizer.vocab_size < 1024:
+        raise UserError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model {vocab_size}; "
+            "give the tokenizer the model was trained with"
+        )
+
+
+def check_saveable(model: nn.Module, folder: Path) -> None:
+    """Errors: UserError if the model carries LoRA layers: those are saved by save_adapter."""
+    if any(".lora_" in name for name in model.state_dict()):
+        raise UserError(f"{folder}: the model has LoRA layers; save_adapter, or fold_lora first")
 
 
 def hf_weight_files(folder: Path) -> list[Path]:

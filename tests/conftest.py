@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from gpt2 import GPT2, GPT2Config, GPT2Tokenizer
 from llama import Llama, LlamaConfig, LlamaTokenizer
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MINILLM_DATA", ROOT.parent / "shared" / "data"))
 TINY_LLAMA = ROOT / "checkpoints" / "tiny-llama"
+TINY_GPT2 = ROOT / "checkpoints" / "tiny-gpt2"
 
 
 def shared(name: str) -> Path:
@@ -41,7 +44,12 @@ def small_config(n_kv_heads: int = 2, **changes) -> LlamaConfig:
     return LlamaConfig(**sizes)
 
 
-def sharp(model: Llama) -> Llama:
+def small_gpt2(**changes) -> GPT2Config:
+    sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 2048, "max_seq_len": 128}
+    return GPT2Config(**(sizes | changes))
+
+
+def sharp(model: nn.Module) -> nn.Module:
     """Weights large enough that attention is far from uniform and a wrong mask shows."""
     with torch.no_grad():
         for weight in model.parameters():
@@ -52,10 +60,25 @@ def sharp(model: Llama) -> Llama:
     return model
 
 
+MODELS = {
+    "llama-mha": lambda **changes: sharp(Llama(small_config(n_kv_heads=4, **changes))),
+    "llama-gqa": lambda **changes: sharp(Llama(small_config(**changes))),
+    "gpt2": lambda **changes: sharp(GPT2(small_gpt2(**changes))),
+}
+
+
 @pytest.fixture
 def tokenizer() -> LlamaTokenizer:
     """The bundled tokenizer (2,048 pieces)."""
     return LlamaTokenizer(TINY_LLAMA / "tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def bpe() -> GPT2Tokenizer:
+    """A vocabulary of 300 tokens in GPT-2's form."""
+    texts = ["the cat sat on the mat", "a cat and a hat", "it's 12 o'clock", "Label: positive",
+             "Label: negative", "Text: whenever somebody listens"]  # fmt: skip
+    return GPT2Tokenizer.train(texts, 300)
 
 
 def write_meta(model: Llama, tokenizer: LlamaTokenizer, folder: Path, n_shards: int = 1) -> Path:
@@ -79,7 +102,7 @@ def write_meta(model: Llama, tokenizer: LlamaTokenizer, folder: Path, n_shards: 
         "ffn_dim_multiplier": c.hidden_dim / int(8 * c.dim / 3), "max_seq_len": c.max_seq_len,
     }  # fmt: skip
     (folder / "params.json").write_text(json.dumps(params))
-    tokenizer.save(folder / "tokenizer.model")
+    tokenizer.save(folder)
     return folder
 
 

@@ -13,8 +13,9 @@ from tests.conftest import ROOT
 ALLOWED = {
     "minillm": {"minillm"},
     "llama": {"minillm", "llama"},
-    "train": {"minillm", "llama", "train"},
-    "tools": {"minillm", "llama", "tools"},
+    "gpt2": {"minillm", "gpt2"},
+    "train": {"minillm", "llama", "gpt2", "train"},
+    "tools": {"minillm", "llama", "gpt2", "tools"},
 }
 PEERS = {"transformers", "peft", "accelerate", "lightning", "datasets"}
 
@@ -52,15 +53,16 @@ def test_args_never_leaves_main(path):
 
 
 def test_public_names_carry_docstrings():
+    import gpt2
     import llama
     import minillm
 
-    for module in (llama, minillm):
+    for module in (gpt2, llama, minillm):
         for name in module.__all__:
             assert inspect.getdoc(getattr(module, name)), name
 
 
 def test_importing_the_engine_imports_no_plotting_and_no_peer():
-    code = "import llama, minillm, sys; print(*{m.split('.')[0] for m in sys.modules})"
+    code = "import gpt2, llama, minillm, sys; print(*{m.split('.')[0] for m in sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(out.stdout.split()) & (PEERS | {"matplotlib", "huggingface_hub"})

@@ -65,7 +65,7 @@ def main(argv=None) -> list[str]:
         model, rows, args.max_new_tokens, sampling, args.cache, tokenizer.eos_id, args.seed
     )
     streams = [TextStream(tokenizer, tokens) for tokens in rows]
-    watch = Stopwatch(model.tok_embeddings.weight.device)
+    watch = Stopwatch(next(model.parameters()).device)
     alone = len(rows) == 1  # then the text is shown as it grows
     if alone and template is None:
         print(prompts[0], end="", flush=True)

@@ -8,11 +8,10 @@ the base that the adapter was trained on.
 
 from pathlib import Path
 
-from llama import save_llama
 from minillm.adapt.lora import fold_lora
 from minillm.cli import Parser
 from minillm.errors import UserError, friendly_errors
-from tools.models import add_adapted_model_flags, load_model
+from tools.models import add_adapted_model_flags, load_model, save_model
 
 
 def parse_args(argv=None):
@@ -28,12 +27,12 @@ def main(argv=None) -> None:
         raise UserError("--adapter: none given; name the folder of the adapter to merge")
     if Path(args.out).exists():
         raise UserError(f"{args.out}: exists already; name another --out")
-    model, tokenizer, _ = load_model(
+    model, tokenizer, template = load_model(
         args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
         args.device, args.precision, args.force,
     )  # fmt: skip
     n_layers = fold_lora(model)
-    save_llama(model, tokenizer, args.out)
+    save_model(model, tokenizer, Path(args.out), template)
     print(f"{n_layers} layers merged; wrote {args.out}")
 
 

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import torch
 
-from llama import load_llama
+import gpt2
+import llama
 from minillm.cli import Parser, add_model_flags, whole
 from minillm.data.templates import Template, find_template, template_from
 from minillm.errors import UserError
+from minillm.family import Family
+from minillm.files import read_json, write_json
+from minillm.hub import find_checkpoint
 from minillm.peft_format import load_adapter, read_notes
 from minillm.precision import DTYPES, choose_device, choose_precision
 
-TINY = Path(__file__).parent.parent / "checkpoints" / "tiny-llama"
+FAMILIES = (llama.FAMILY, gpt2.FAMILY)
 
 
 def add_adapted_model_flags(parser: Parser) -> None:
@@ -37,34 +41,53 @@ def add_sampling_flags(parser: Parser) -> None:
     add("--seed", type=whole, default=0)
 
 
+def family_of(checkpoint: Path) -> Family:
+    """The kind of model that a checkpoint holds, by its config.json; LLaMA if that does not say."""
+    config = checkpoint / "config.json"
+    content = read_json(config) if config.exists() else {}
+    name = content.get("model_type") if isinstance(content, dict) else None
+    return next((family for family in FAMILIES if family.name == name), llama.FAMILY)
+
+
+def save_model(model, tokenizer, folder: Path, template: Template | None) -> None:
+    """Writes a model of any kind as a Hugging Face folder, and the prompt text it is used with."""
+    family = next(family for family in FAMILIES if isinstance(model, family.model))
+    family.save(model, tokenizer, folder)
+    if template is not None:
+        write_json(folder / "template.json", template.to_dict())
+
+
 def load_model(checkpoint, adapter, layers, tokenizer, template, device, precision, force):
-    """(model, tokenizer, Template or None) as the flags ask, an adapter's base found by itself.
+    """(model, tokenizer, Template or None) as the flags ask, an adapter's base and a template found
+    by themselves.
 
     Errors: UserError naming the file or flag.
     """
     device = choose_device(device)
     dtype = choose_precision(precision or ("fp32" if device.type == "cpu" else "auto"), device)
-    notes = {}
-    if adapter is not None:
-        notes = read_notes(Path(adapter))
+    notes = read_notes(Path(adapter)) if adapter is not None else {}
     if checkpoint is None and notes:
         checkpoint, layers = notes.get("base"), layers or notes.get("layers")
         if not isinstance(checkpoint, str) or not Path(checkpoint).exists():
             raise UserError(f"{adapter}: its base {checkpoint!r} is not here; add --checkpoint")
-    model, text = load_llama(checkpoint or TINY, layers, dtype.dtype, device, tokenizer)
+    path = find_checkpoint(checkpoint or llama.FAMILY.bundled)
+    model, text = family_of(path).load(path, layers, dtype.dtype, device, tokenizer)
     if adapter is not None:
         load_adapter(model, adapter, force)
     if template is not None:
         return model.eval(), text, None if template == "none" else find_template(template)
-    stored = notes.get("template")
-    found = template_from(stored, f"{adapter}/minillm.json") if stored else None
-    return model.eval(), text, found
+    stored, where = notes.get("template"), f"{adapter}/minillm.json"
+    if adapter is None and (path / "template.json").exists():
+        where = path / "template.json"
+        stored = read_json(where)
+    return model.eval(), text, template_from(stored, where) if stored else None
 
 
 def encode_prompt(tokenizer, template: Template | None, prompt: str, input: str = "") -> list[int]:
     """Prompt ids as in training: the template filled in, or the bare text, after BOS."""
-    text = prompt if template is None else template.fill(prompt, input)
-    return tokenizer.encode(text, bos=True)
+    if template is not None:
+        prompt = template.fill(instruction=prompt, text=prompt, input=input)
+    return tokenizer.encode(prompt, bos=True)
 
 
 class TextStream:

@@ -1,27 +1,29 @@
-"""Trains a tiny LLaMA from nothing on tinyworld's stories: tokenizer, weights, Hugging Face folder.
+"""Trains a tiny model from nothing on tinyworld's texts: tokenizer, weights, Hugging Face folder.
 
-    python train/pretrain.py --save checkpoints/tiny-llama     makes the bundled model anew
+    python train/pretrain.py --save checkpoints/tiny-llama     makes the bundled models anew
+    python train/pretrain.py --model gpt2 --save checkpoints/tiny-gpt2
     python train/pretrain.py --out-dir runs/pretrain-001 --resume       after an interruption
 
 Part of every batch passes only the first few blocks (see prefix_loss), so that the model's first
 N layers are a language model by themselves and `--layers N` shows something worth looking at.
 """
 
-import io
 import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import sentencepiece
 import torch
+from torch import nn
 
-from llama import Llama, LlamaConfig, LlamaTokenizer, save_llama
+import gpt2
+import llama
 from minillm import generate
 from minillm.cli import Parser, amount, positive, settings_of, whole
 from minillm.data.batches import Batches, encode_samples
-from minillm.data.tasks import Sample
+from minillm.data.samples import Sample
 from minillm.data.tinyworld import articles, reviews, stories
 from minillm.errors import friendly_errors
+from minillm.family import Family
 from minillm.files import write_json
 from minillm.losses import token_loss
 from minillm.plots import plot_run
@@ -30,6 +32,7 @@ from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, evaluate, train
 from minillm.weights import empty_model
 
+FAMILIES = {family.name: family for family in (llama.FAMILY, gpt2.FAMILY)}
 HELD_OUT_SEED = 1  # the training stories come from seed 0
 OTHERS_SEED = 2  # reviews and articles to fine-tune on come from seed 0
 REVIEWS_A_PAGE = 8  # joined to about a story's length
@@ -38,8 +41,8 @@ REVIEWS_A_PAGE = 8  # joined to about a story's length
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model", choices=["llama"], default="llama", help="family of the model to train")
-    add("--preset", default="tiny-llama", help="sizes of the model (default: tiny-llama)")
+    add("--model", choices=[*FAMILIES], default="llama", help="family of the model to train")
+    add("--preset", help="sizes of the model (default: tiny-llama or tiny-gpt2)")
     add("--stories", type=positive, default=15000, help="stories to train on")
     add("--reviews", type=whole, default=10000, help="film reviews besides, without labels")
     add("--articles", type=whole, default=3000, help="articles besides, without highlights")
@@ -64,32 +67,16 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def train_tokenizer(texts: list[str], vocab_size: int, path: Path) -> LlamaTokenizer:
-    """A BPE SentencePiece model with byte fallback (any text can be encoded), as Llama's is."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size,
-        model_type="bpe", byte_fallback=True, character_coverage=1.0, split_digits=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False,
-        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=2, minloglevel=2,
-    )  # fmt: skip
-    path.write_bytes(model.getvalue())
-    return LlamaTokenizer(path)
-
-
-def first_layers(model: Llama, n: int) -> Llama:
+def first_layers(model: nn.Module, n: int) -> nn.Module:
     """A model of the first n blocks that shares every tensor with `model`."""
-    short = empty_model(lambda: Llama(replace(model.config, n_layers=n)))
+    short = empty_model(lambda: type(model)(replace(model.config, n_layers=n)))
     short.attention = model.attention
-    short.tok_embeddings, short.layers, short.norm = (
-        model.tok_embeddings, model.layers[:n], model.norm,
-    )  # fmt: skip
-    if not model.config.tied_head:
-        short.output = model.output
+    for name, child in model.named_children():
+        setattr(short, name, child[:n] if isinstance(child, nn.ModuleList) else child)
     return short
 
 
-def prefix_loss(model: Llama, batch):
+def prefix_loss(model: nn.Module, batch):
     """token_loss, but in training the last eighth of the rows passes only the first blocks, 1 to
     n - 1 of them drawn anew each time with a bent for few. Evaluation uses the whole model."""
     tokens, labels = batch[:2]
@@ -118,24 +105,29 @@ def training_texts(
     return texts + [row["article"] for row in articles(n_articles, OTHERS_SEED)]
 
 
-def make_data(n_stories: int, n_reviews: int, n_articles: int, n_held_out: int, vocab_size: int,
-              path: Path):  # fmt: skip
+def make_data(
+    family: Family, n_stories: int, n_reviews: int, n_articles: int, n_held_out: int,
+    vocab_size: int,
+):  # fmt: skip
     """Tokenizer, encoded training texts and held-out stories, and the generator's own entropy on
     the latter in nats per token: an upper bound, and so what no model can be expected to pass by
     far."""
     held_out = list(itertools.islice(stories(HELD_OUT_SEED), n_held_out))
     unseen = {story.text for story in held_out}
     texts = training_texts(n_stories, n_reviews, n_articles, unseen)
-    tokenizer = train_tokenizer(texts, vocab_size, path)
+    tokenizer = family.train_tokenizer(texts, vocab_size)
     rows = encode_samples([Sample("", text) for text in texts], tokenizer, 10**6).rows
     tests = encode_samples([Sample("", story.text) for story in held_out], tokenizer, 10**6).rows
     n_predicted = sum(len(row.tokens) - 1 for row in tests)
     return tokenizer, rows, tests, sum(s.nats for s in held_out) / n_predicted
 
 
-def publish(model: Llama, tokenizer, folder: Path, tests: Batches, precision, facts: dict) -> float:
+def publish(
+    family: Family, model: nn.Module, tokenizer, folder: Path, tests: Batches, precision,
+    facts: dict,
+) -> float:  # fmt: skip
     """Saves the model in bf16 and, beside it, its held-out loss as saved, whole and cut short."""
-    save_llama(model.to(torch.bfloat16), tokenizer, folder)
+    family.save(model.to(torch.bfloat16), tokenizer, folder)
     loss = evaluate(model.float(), token_loss, tests, choose_precision("fp32", precision.device))
     by_layers = {
         n: evaluate(first_layers(model, n), token_loss, tests, precision)
@@ -150,18 +142,19 @@ def main(argv=None) -> float:
     args = parse_args(argv)
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
+    family = FAMILIES[args.model]
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "pretrain")
     run = Run(folder, settings_of(args), args.resume, args.overwrite)
     tokenizer, rows, tests, entropy = make_data(
-        args.stories, args.reviews, args.articles, args.held_out, args.vocab_size,
-        folder / "tokenizer.model",
-    )  # fmt: skip
-    config = replace(LlamaConfig.preset(args.preset), vocab_size=args.vocab_size)
+        family, args.stories, args.reviews, args.articles, args.held_out, args.vocab_size
+    )
+    config = family.config.preset(args.preset or family.bundled)
+    config = replace(config, vocab_size=tokenizer.vocab_size)
     pad_id, context = tokenizer.pad_id, config.max_seq_len
     batches = Batches(rows, args.batch_size, pad_id, args.seed, context)
     held_out = Batches(tests, 16, pad_id, None, context)
     torch.manual_seed(args.seed)
-    model = Llama(config).to(device)
+    model = family.model(config).to(device)
     model.attention = args.attention
     n_parameters = sum(p.numel() for p in model.parameters())
     n_tokens = sum(len(row.tokens) for row in rows)
@@ -176,7 +169,7 @@ def main(argv=None) -> float:
     progress, _ = train(model, prefix_loss, batches, held_out, settings, precision, run)
     plot_run(run.rows(), folder / "loss.png", floor=entropy)
     saved = Path(args.save) if args.save else folder / "model"
-    loss = publish(model.eval(), tokenizer, saved, held_out, precision, {
+    loss = publish(family, model.eval(), tokenizer, saved, held_out, precision, {
         "generator_entropy": entropy, "unit": "nats per token of whole stories, unseen seed",
         "seconds": progress.seconds, "tokens_seen": progress.tokens,
         "parameters": n_parameters, "settings": settings_of(args),

@@ -59,7 +59,7 @@ def encode_samples(samples: Sequence, tokenizer, max_length: int) -> Encoded:
     rows, truncated, dropped = [], 0, 0
     for sample in samples:
         prompt = tokenizer.encode(sample.prompt, bos=True)
-        response = tokenizer.encode(sample.response, eos=True)
+        response = encode_response(sample.response, tokenizer)
         room = max_length - len(prompt)
         if room < 1:
             dropped += 1
@@ -72,11 +72,12 @@ def encode_samples(samples: Sequence, tokenizer, max_length: int) -> Encoded:
     return Encoded(rows, truncated, dropped)
 
 
-def windows(stream: Tensor, length: int) -> list[Row]:
-    """Cuts a stream of tokens (N,) into rows of length + 1 that overlap by one, all supervised,
-    so that every token but the first is predicted once."""
-    starts = range(0, len(stream) - 1, length)
-    return [Row(row, row) for row in (stream[s : s + length + 1] for s in starts)]
+def encode_response(text: str, tokenizer) -> list[int]:
+    """Ids of what follows a prompt, with EOS: its leading space, if any, is the one that
+    SentencePiece puts before every text."""
+    if tokenizer.adds_space:
+        text = text.removeprefix(" ")
+    return tokenizer.encode(text, eos=True)
 
 
 def collate(rows: Sequence[Row], pad_id: int, context: int | None = None) -> Batch:

@@ -11,18 +11,19 @@ from minillm.files import read_json
 
 @dataclass(frozen=True)
 class Template:
-    """Prompt texts with {field} places; `without_input` serves samples whose input is empty."""
+    """Prompt text with {field} places; `without_input` serves samples whose input is empty."""
 
     name: str
-    with_input: str
-    without_input: str
+    text: str
+    without_input: str | None = None
 
-    def fill(self, instruction: str, input: str = "") -> str:
-        """The prompt of one sample, ending where the response begins."""
-        text = self.with_input if input else self.without_input
-        fields = {"instruction": instruction, "input": input}
+    def fill(self, **fields: str) -> str:
+        """The prompt of one sample, ending where the response begins. A place without a field of
+        its name is text."""
+        short = self.without_input is not None and not fields.get("input")
+        text = self.without_input if short else self.text
         # in one pass, and no format(): braces in the user's text are text
-        return re.sub(r"\{(instruction|input)\}", lambda place: fields[place[1]], text)
+        return re.sub(r"\{(\w+)\}", lambda place: fields.get(place[1], place[0]), text)
 
     def to_dict(self) -> dict:
         """Plain strings, for JSON."""
@@ -40,26 +41,38 @@ TEMPLATES = {
         f"{_TASK}. {_COMPLETE}\n\n### Instruction:\n{{instruction}}\n\n### Response:",
     ),
     "plain": Template("plain", "{instruction}\n{input}\n", "{instruction}\n"),
+    "reviews": Template(
+        "reviews",
+        "Instruction: Does this review speak well of the film or badly? Answer with one word, "
+        "positive or negative.\nText: {text}\nLabel:",
+    ),
+    "reviews-short": Template("reviews-short", "Text: {text}\nLabel:"),
 }
 
 
-def find_template(name: str) -> Template:
-    """A template by name, or from a JSON file with with_input and without_input.
+def find_template(name: str, field: str | None = None) -> Template:
+    """A template by name, or from a JSON file with the prompt as `text` (and, where an input may
+    be empty, `without_input`); `field` is one it must have a place for.
 
     Errors: UserError naming the known templates, or what the file lacks.
     """
     if name in TEMPLATES:
-        return TEMPLATES[name]
-    if not name.endswith(".json"):
-        raise UserError(f"template {name!r} is unknown; use {', '.join(TEMPLATES)} or a .json file")
-    return template_from(read_json(Path(name)), name)
+        template = TEMPLATES[name]
+    elif name.endswith(".json"):
+        template = template_from(read_json(Path(name)), name)
+    else:
+        known = ", ".join(TEMPLATES)
+        raise UserError(f"template {name!r} is unknown; use {known} or a .json file")
+    for text in (template.text, template.without_input):
+        if field is not None and text is not None and f"{{{field}}}" not in text:
+            raise UserError(f"template {name}: a text without {{{field}}}; write where it goes")
+    return template
 
 
 def template_from(content: object, where: str | Path) -> Template:
     """The Template of a JSON object. Errors: UserError for a missing or non-string field."""
-    fields = ("with_input", "without_input")
-    if not isinstance(content, dict) or not all(isinstance(content.get(f), str) for f in fields):
-        raise UserError(f"{where}: no template; it needs the strings with_input and without_input")
-    if not all("{instruction}" in content[f] for f in fields):
-        raise UserError(f"{where}: a text without {{instruction}}; write where it goes")
-    return Template(str(content.get("name", where)), *(content[f] for f in fields))
+    content = content if isinstance(content, dict) else {}
+    text, short = content.get("text"), content.get("without_input")
+    if not isinstance(text, str) or not isinstance(short, str | None):
+        raise UserError(f'{where}: no template; write {{"text": "... {{instruction}} ..."}}')
+    return Template(str(content.get("name", where)), text, short)

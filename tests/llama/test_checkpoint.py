@@ -76,7 +76,7 @@ def test_transformers_loads_what_we_write_with_equal_logits(tokenizer, tmp_path,
     tokens = torch.randint(0, 2048, (2, 64))
     torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=1e-4, rtol=0)
     peer.save_pretrained(tmp_path / "again")
-    tokenizer.save(tmp_path / "again" / "tokenizer.model")
+    tokenizer.save(tmp_path / "again")
     assert equal_states(load_llama(tmp_path / "again")[0], model)
 
 

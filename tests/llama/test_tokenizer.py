@@ -56,3 +56,12 @@ def test_bos_and_eos_only_where_asked(any_tokenizer):
 def test_a_lone_surrogate_is_a_user_error(tokenizer):
     with pytest.raises(UserError, match="surrogate"):
         tokenizer.encode("a\ud800b")
+
+
+@pytest.mark.parametrize("text", ["Label: positive", "é 🎉 a", " two  spaces ", "x", "\nnew"])
+def test_offsets_say_where_each_token_begins(tokenizer, text):
+    ids, starts = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text) and starts == sorted(starts) and starts[0] == 0
+    whole = [i for i, start in enumerate(starts) if i and start != starts[i - 1]]
+    for i in whole:  # cut where a character begins, both halves are the text's
+        assert tokenizer.decode(ids[:i]) == text[: starts[i]]

@@ -4,19 +4,20 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
-from llama import Llama
 from minillm import beam_search, generate
 from minillm.errors import UserError
-from tests.conftest import sharp, small_config
+from tests.conftest import MODELS
 
 VOCAB = 4
 
 
-@pytest.fixture(params=range(4))
-def model(request) -> Llama:
-    torch.manual_seed(request.param)
-    return sharp(Llama(small_config(vocab_size=VOCAB)))
+@pytest.fixture(params=["llama-gqa 0", "llama-gqa 1", "gpt2 2", "gpt2 3"])
+def model(request) -> nn.Module:
+    kind, seed = request.param.split()
+    torch.manual_seed(int(seed))
+    return MODELS[kind](vocab_size=VOCAB)
 
 
 def brute_force(model, prompt, n_new, penalty, eos):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from llama import LlamaTokenizer
-from minillm.data.batches import Batches, Row, collate, encode_samples, windows
-from minillm.data.tasks import Sample, read_alpaca, split_by_hash
+from minillm.data.alpaca import read_alpaca
+from minillm.data.batches import Batches, Row, collate, encode_samples
+from minillm.data.samples import Sample, split_by_hash
 from minillm.data.templates import TEMPLATES, find_template
 from minillm.errors import UserError
 from tests.conftest import shared
@@ -16,18 +17,20 @@ ALPACA = TEMPLATES["alpaca"]
 
 
 def test_the_official_prompt_with_and_without_input():
-    assert ALPACA.fill("Add.", "1 2").endswith(
+    assert ALPACA.fill(instruction="Add.", input="1 2").endswith(
         "the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:"
     )
-    assert ALPACA.fill("Add.").endswith(
+    assert ALPACA.fill(instruction="Add.").endswith(
         "the request.\n\n### Instruction:\nAdd.\n\n### Response:"
     )
-    assert "paired with an input" in ALPACA.fill("a", "b")
-    assert "paired with an input" not in ALPACA.fill("a")
+    assert "paired with an input" in ALPACA.fill(instruction="a", input="b")
+    assert "paired with an input" not in ALPACA.fill(instruction="a")
 
 
 def test_braces_in_the_users_text_are_text():
-    prompt = ALPACA.fill("Fill in {input} and {instruction}", "{instruction}")
+    prompt = ALPACA.fill(
+        instruction="Fill in {input} and {instruction}", input="{instruction}"
+    )
     assert "Fill in {input} and {instruction}\n" in prompt
     assert "### Input:\n{instruction}\n" in prompt
 
@@ -51,7 +54,8 @@ def test_real_alpaca_has_its_known_token_counts():
 
 @pytest.mark.parametrize("template", [*TEMPLATES])
 def test_the_border_of_prompt_and_response_is_exact_for_every_template(tokenizer, template):
-    sample = Sample(TEMPLATES[template].fill("Who is Nora?", "A list"), "The baker.")
+    prompt = TEMPLATES[template].fill(instruction="Who is Nora?", input="A list", text="Dull.")
+    sample = Sample(prompt, "The baker.")
     (row,) = encode_samples([sample], tokenizer, 512).rows
     supervised = row.tokens[row.labels != -100]
     assert tokenizer.decode(supervised.tolist()) == "The baker."
@@ -135,9 +139,22 @@ def test_a_split_of_one_sample_is_refused():
 def test_an_unknown_template_lists_the_known_ones(tmp_path):
     with pytest.raises(UserError, match="alpaca"):
         find_template("vicuna")
-    (tmp_path / "t.json").write_text('{"with_input": "a"}')
-    with pytest.raises(UserError, match="without_input"):
-        find_template(str(tmp_path / "t.json"))
+
+
+@pytest.mark.parametrize("content", ['{"name": "a"}', '{"text": 3}', "[]", '{"text": "no place"}'])
+def test_a_template_file_without_a_place_for_the_question_is_refused(tmp_path, content):
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(UserError, match="t.json"):
+        find_template(str(tmp_path / "t.json"), "instruction")
+
+
+def test_another_template_moves_no_sample_to_the_other_side(tmp_path):
+    rows = [{"instruction": f"q{i}", "output": "a"} for i in range(100)]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    sides = [split_by_hash(read_alpaca(tmp_path / "x.json", TEMPLATES[t]))
+             for t in ("alpaca", "plain")]  # fmt: skip
+    held_out = [[sample.row for sample in side] for _, side in sides]
+    assert held_out[0] == held_out[1]
 
 
 def rows_of(n: int) -> list[Row]:
@@ -168,9 +185,3 @@ def test_what_the_model_is_fed_is_a_multiple_of_16(length, columns):
     row = Row(torch.arange(length), torch.arange(length))
     assert collate([row], 0).tokens.shape == (1, columns)
     assert collate([row], 0, context=20).tokens.shape == (1, min(columns, 21))
-
-
-def test_windows_predict_every_token_but_the_first_once():
-    rows = windows(torch.arange(23), 5)
-    assert [t for row in rows for t in row.tokens[1:].tolist()] == list(range(1, 23))
-    assert max(len(row.tokens) for row in rows) == 6

@@ -4,21 +4,22 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from llama import Llama
 from minillm import add_lora, generate
 from minillm.errors import UserError
 from minillm.generate import Sampling, penalize_repetition, sample_next_token
-from tests.conftest import sharp, small_config
+from tests.conftest import MODELS, sharp, small_config
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [4] * 20, list(range(10, 22))]
 SAMPLING = {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.3, "seed": 3}
 
 
-@pytest.fixture(scope="module")
-def model() -> Llama:
+@pytest.fixture(scope="module", params=["llama-gqa", "gpt2"])
+def model(request) -> nn.Module:
     torch.manual_seed(0)
-    return sharp(Llama(small_config()))
+    return MODELS[request.param]()
 
 
 @pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.5}, SAMPLING])

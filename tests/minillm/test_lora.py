@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from gpt2 import GPT2, GPT2Config
 from llama import Llama
 from minillm import LoRALinear, add_lora, generate, lora_state_dict, mark_only_lora_as_trainable
 from minillm.adapt.lora import fold_lora
 from minillm.errors import UserError
-from tests.conftest import equal_states, sharp, small_config
+from tests.conftest import equal_states, sharp, small_config, small_gpt2
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -309,3 +310,111 @@ def test_folding_leaves_plain_layers_with_the_same_output(model):
     want = model.eval()(tokens)
     assert fold_lora(model) == 4 and not lora_state_dict(model)
     assert torch.equal(model(tokens), want)
+
+
+@pytest.fixture(params=[("q", "v"), ("v",), ("q", "k", "v"), ("c_attn",), ("c_proj", "c_fc")])
+def gpt2(request) -> GPT2:
+    model = sharp(GPT2(small_gpt2(n_layers=1)))
+    add_lora(model, request.param, rank=4, alpha=8, dropout=0.0)
+    for name, p in mark_only_lora_as_trainable(model).named_parameters():
+        if name.endswith("lora_B"):
+            nn.init.normal_(p, 0, 0.1)
+    return model
+
+
+def test_merged_slices_and_whole_fused_layers_equal_unmerged_ones(gpt2):
+    gpt2.double()
+    tokens = torch.randint(0, 2048, (2, 20))
+    unmerged, merged = gpt2.train()(tokens), gpt2.eval()(tokens)
+    torch.testing.assert_close(merged, unmerged, atol=1e-10, rtol=0)
+
+
+def test_slices_train_and_come_back_bit_identical(gpt2):
+    frozen = {n: p.detach().clone() for n, p in gpt2.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.SGD([p for p in gpt2.parameters() if p.requires_grad], 0.1)
+    tokens = torch.randint(0, 2048, (2, 12))
+    for _ in range(20):
+        gpt2.eval()
+        gpt2.train()(tokens).pow(2).mean().backward()
+        assert all(p.grad.any() for p in gpt2.parameters() if p.requires_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+    state = gpt2.eval().state_dict()
+    assert all(torch.equal(state[name], before) for name, before in frozen.items())
+
+
+def test_a_slice_changes_its_own_rows_alone():
+    model = sharp(GPT2(small_gpt2()))
+    add_lora(model, ("h.0.attn.c_attn.k",), rank=2, alpha=4)
+    layer = model.h[0].attn.c_attn
+    nn.init.normal_(layer.lora_B)
+    changed = layer.delta().abs().sum(1) > 0
+    assert changed.tolist() == [False] * 32 + [True] * 32 + [False] * 32
+    assert type(model.h[1].attn.c_attn) is nn.Linear
+
+
+def test_slices_equal_separate_adapters_on_separate_projections():
+    """q and v of the fused layer against two plain LoRA layers with the same numbers."""
+    model = sharp(GPT2(small_gpt2(n_layers=1))).double()
+    fused = model.h[0].attn.c_attn
+    rows = {part: slice(32 * i, 32 * (i + 1)) for i, part in enumerate(fused.parts)}
+    apart = {part: LoRALinear.from_linear(nn.Linear(32, 32).double(), 4, 8) for part in ("q", "v")}
+    add_lora(model, ("q", "v"), rank=4, alpha=8, dropout=0.0)
+    layer = model.h[0].attn.c_attn
+    with torch.no_grad():
+        nn.init.normal_(layer.lora_B)
+        for i, (part, other) in enumerate(apart.items()):
+            other.weight.copy_(fused.weight[rows[part]])
+            other.bias.copy_(fused.bias[rows[part]])
+            other.lora_A.copy_(layer.lora_A.chunk(2)[i])
+            other.lora_B.copy_(layer.lora_B.chunk(2)[i])
+    x = torch.randn(3, 32, dtype=torch.float64)
+    for part, other in apart.items():
+        torch.testing.assert_close(layer(x)[:, rows[part]], other(x), atol=1e-12, rtol=0)
+    torch.testing.assert_close(layer(x)[:, rows["k"]], fused(x)[:, rows["k"]], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "targets", "rank", "count", "share"),
+    [("gpt2", ("c_attn",), 16, 589_824, 0.47), ("gpt2-medium", ("c_attn",), 128, 12_582_912, 3.42),
+     ("gpt2-medium", ("c_attn", "attn.c_proj"), 128, 18_874_368, 5.05),
+     ("gpt2-medium", ("q", "k", "v", "attn.c_proj"), 16, 3_145_728, 0.88),
+     ("gpt2", ("q", "k", "v"), 16, 884_736, 0.71)],
+)  # fmt: skip
+def test_trainable_parameters_are_the_courses_figures(preset, targets, rank, count, share):
+    with torch.device("meta"):
+        model = GPT2(GPT2Config.preset(preset))
+    base = sum(p.numel() for p in model.parameters())
+    add_lora(model, targets, rank, 2 * rank)
+    mark_only_lora_as_trainable(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable == count
+    assert round(100 * trainable / (base + trainable), 2) == share
+
+
+@pytest.mark.parametrize(
+    ("targets", "rank", "message"),
+    [(("q", "c_attn"), 4, "whole and in slices"), (("q",), 33, "between 1 and 32"),
+     (("x",), 4, "there are c_attn"), (("wte",), 4, "not a linear layer")],
+)  # fmt: skip
+def test_impossible_targets_of_a_fused_layer_change_nothing(targets, rank, message):
+    model = sharp(GPT2(small_gpt2()))
+    with pytest.raises(UserError, match=message):
+        add_lora(model, targets, rank)
+    assert not any(isinstance(m, LoRALinear) for m in model.modules())
+
+
+def test_a_slice_is_not_adapted_twice():
+    model = sharp(GPT2(small_gpt2()))
+    add_lora(model, ("q",), 4)
+    for targets in (("q",), ("v",), ("c_attn",)):
+        with pytest.raises(UserError, match="LoRA already"):
+            add_lora(model, targets, 4)
+
+
+def test_folded_slices_give_the_same_logits(gpt2):
+    tokens = torch.randint(0, 2048, (2, 12))
+    want = gpt2.eval()(tokens)
+    fold_lora(gpt2)
+    assert torch.equal(gpt2(tokens), want)
+    assert gpt2.h[0].attn.c_attn.parts == ("q", "k", "v")

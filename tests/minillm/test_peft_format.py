@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from gpt2 import load_gpt2
 from llama import Llama, load_llama, save_llama
 from minillm import add_lora, lora_state_dict
 from minillm.errors import UserError
 from minillm.peft_format import load_adapter, save_adapter
-from tests.conftest import sharp, small_config
+from tests.conftest import sharp, small_config, small_gpt2
 
 ALL = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
@@ -148,3 +149,66 @@ def test_a_damaged_adapter_is_named(base, tmp_path):
 def test_a_model_without_lora_saves_no_adapter(tmp_path):
     with pytest.raises(UserError, match="no LoRA"):
         save_adapter(Llama(small_config()), tmp_path)
+
+
+GPT2_TARGETS = [("c_attn",), ("q", "v"), ("q", "k", "v"), ("c_attn", "c_proj", "c_fc"),
+                ("h.1.attn.c_attn.v",), ("attn.c_proj",)]  # fmt: skip
+
+
+@pytest.fixture
+def gpt2_base(bpe, tmp_path):
+    from gpt2 import GPT2, save_gpt2
+
+    save_gpt2(sharp(GPT2(small_gpt2(vocab_size=300))), bpe, tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize("targets", GPT2_TARGETS)
+def test_peft_loads_our_gpt2_adapters_with_equal_logits(gpt2_base, tmp_path, targets):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    model = adapted(load_gpt2(gpt2_base)[0], targets)
+    save_adapter(model, tmp_path / "adapter", str(gpt2_base))
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["fan_in_fan_out"]
+    peer = transformers.AutoModelForCausalLM.from_pretrained(gpt2_base).eval()
+    plain = peer(tokens := torch.randint(0, 300, (2, 48))).logits
+    peer = peft.PeftModel.from_pretrained(peer, tmp_path / "adapter").eval()
+    got, want = peer(tokens).logits, model.eval()(tokens)
+    torch.testing.assert_close(got, want, atol=2e-4, rtol=0)
+    assert (got - plain).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "c_proj"], "all-linear"])
+def test_we_load_pefts_gpt2_adapters_with_equal_logits(gpt2_base, tmp_path, targets):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(gpt2_base)
+    settings = peft.LoraConfig(r=4, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
+    peer = peft.get_peft_model(peer, settings).eval()
+    for name, p in peer.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p, 0, 0.1)
+    peer.save_pretrained(tmp_path / "adapter")
+    model = load_gpt2(gpt2_base)[0].eval()
+    load_adapter(model, tmp_path / "adapter")
+    tokens = torch.randint(0, 300, (2, 48))
+    torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("targets", GPT2_TARGETS)
+def test_a_gpt2_adapter_comes_back_as_it_was_slices_included(gpt2_base, tmp_path, targets):
+    model = adapted(load_gpt2(gpt2_base)[0], targets)
+    save_adapter(model, tmp_path / "adapter", str(gpt2_base))
+    again = load_gpt2(gpt2_base)[0]
+    load_adapter(again, tmp_path / "adapter")
+    before, after = lora_state_dict(model), lora_state_dict(again)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("parts", [{"h.0.attn.c_attn": ["x"]}, {"h.9": ["q"]}, ["q"], {"wte": []},
+                                   {"h.0.attn.c_attn": ["q", "k", "v"]}])  # fmt: skip
+def test_slices_that_do_not_fit_are_refused(gpt2_base, tmp_path, parts):
+    save_adapter(adapted(load_gpt2(gpt2_base)[0], ("q", "v")), tmp_path / "adapter")
+    notes = json.loads((tmp_path / "adapter" / "minillm.json").read_text())
+    (tmp_path / "adapter" / "minillm.json").write_text(json.dumps(notes | {"parts": parts}))
+    with pytest.raises(UserError, match="save"):
+        load_adapter(load_gpt2(gpt2_base)[0], tmp_path / "adapter")

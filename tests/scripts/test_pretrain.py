@@ -6,35 +6,42 @@ import re
 import pytest
 import torch
 
+from gpt2 import load_gpt2
 from llama import Llama, load_llama
 from minillm import generate
 from minillm.losses import token_loss
-from tests.conftest import TINY_LLAMA, small_config
+from tests.conftest import MODELS, TINY_GPT2, TINY_LLAMA, small_config
 from train import pretrain
 
-SMALL = ["--stories", "60", "--held-out", "10", "--vocab-size", "600", "--reviews", "16", "--articles", "4",
-         "--batch-size", "4", "--eval-every", "2", "--precision", "fp32"]  # fmt: skip
+SMALL = ["--stories", "60", "--held-out", "10", "--vocab-size", "600",
+         "--reviews", "16", "--articles", "4", "--batch-size", "4", "--eval-every", "2",
+         "--precision", "fp32"]  # fmt: skip
 
 
-def test_a_short_run_writes_a_model_and_its_figures(tmp_path):
-    flags = [*SMALL, "--epochs", "1", "--max-iters", "6"]
+@pytest.mark.parametrize(("family", "load"), [("llama", load_llama), ("gpt2", load_gpt2)])
+def test_a_short_run_writes_a_model_and_its_figures(tmp_path, family, load):
+    flags = [*SMALL, "--model", family, "--epochs", "1", "--max-iters", "6"]
     whole = pretrain.main([*flags, "--out-dir", str(tmp_path / "a")])
-    model, tokenizer = load_llama(tmp_path / "a" / "model")
+    model, tokenizer = load(tmp_path / "a" / "model")
     assert tokenizer.vocab_size == model.config.vocab_size == 600
     facts = json.loads((tmp_path / "a" / "model" / "pretraining.json").read_text())
     assert facts["held_out_loss"] == whole > facts["generator_entropy"] > 0
-    assert set(facts["held_out_loss_by_layers"]) == {"1", "2", "3", "4", "5"}
+    by_layers = {str(n) for n in range(1, model.config.n_layers)}
+    assert set(facts["held_out_loss_by_layers"]) == by_layers
 
 
-def test_first_layers_share_every_tensor():
-    model = Llama(small_config())
+@pytest.mark.parametrize("kind", MODELS)
+def test_first_layers_share_every_tensor(kind):
+    model = MODELS[kind]()
     short = pretrain.first_layers(model, 1)
     names = dict(model.named_parameters())
-    assert all(p is names[n] for n, p in short.named_parameters()) and len(short.layers) == 1
+    assert all(p is names[n] for n, p in short.named_parameters()) and short.config.n_layers == 1
+    assert short(torch.tensor([[1, 2]])).shape == (1, 2, 2048)
 
 
-def test_every_tensor_gets_a_gradient_from_the_mixed_loss():
-    model = Llama(small_config())
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_tensor_gets_a_gradient_from_the_mixed_loss(kind):
+    model = MODELS[kind]()
     tokens = torch.randint(0, 2048, (8, 12))
     loss, count = pretrain.prefix_loss(model, (tokens, tokens))
     loss.backward()
@@ -48,14 +55,21 @@ def test_evaluation_uses_the_whole_model():
     assert pretrain.prefix_loss(model, batch)[0] == token_loss(model, batch)[0]
 
 
-def test_the_bundled_model_is_small_and_near_the_generators_entropy():
-    assert sum(f.stat().st_size for f in TINY_LLAMA.iterdir()) < 8_000_000
-    facts = json.loads((TINY_LLAMA / "pretraining.json").read_text())
+BUNDLED = pytest.mark.parametrize(
+    ("folder", "load"), [(TINY_LLAMA, load_llama), (TINY_GPT2, load_gpt2)], ids=["llama", "gpt2"]
+)
+
+
+@BUNDLED
+def test_the_bundled_model_is_small_and_near_the_generators_entropy(folder, load):
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 8_000_000
+    facts = json.loads((folder / "pretraining.json").read_text())
     assert facts["generator_entropy"] < facts["held_out_loss"] < 1.5 * facts["generator_entropy"]
 
 
-def test_the_bundled_model_tells_a_story_of_its_world():
-    model, tokenizer = load_llama(TINY_LLAMA)
+@BUNDLED
+def test_the_bundled_model_tells_a_story_of_its_world(folder, load):
+    model, tokenizer = load(folder)
     prompt = tokenizer.encode("One morning, Nora", bos=True)
     (new,) = generate(model, [prompt], 400, eos_id=tokenizer.eos_id)
     text = tokenizer.decode(prompt + new)
@@ -64,8 +78,9 @@ def test_the_bundled_model_tells_a_story_of_its_world():
     assert len(words) > 50 and "Nora" in words
 
 
+@BUNDLED
 @pytest.mark.parametrize("layers", [1, 3])
-def test_the_first_layers_alone_are_a_language_model(layers):
-    facts = json.loads((TINY_LLAMA / "pretraining.json").read_text())
+def test_the_first_layers_alone_are_a_language_model(folder, load, layers):
+    facts = json.loads((folder / "pretraining.json").read_text())
     by_layers = facts["held_out_loss_by_layers"]
     assert facts["held_out_loss"] < by_layers[str(layers)] < 3.0

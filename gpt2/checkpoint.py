@@ -1,0 +1,159 @@
+"""GPT-2 weights in and out: Hugging Face folders.
+
+The trap: Hugging Face stores the four linear layers of a block as (in, out), like OpenAI did, and
+one of them is square, so that no shape tells: they are transposed by name.
+"""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt2.model import GPT2, GPT2Config
+from gpt2.tokenizer import GPT2Tokenizer
+from minillm.errors import UserError
+from minillm.files import Fields, write_json
+from minillm.weights import (
+    LazyTensor,
+    assign_weights,
+    check_saveable,
+    check_tokenizer,
+    empty_model,
+    first_layers,
+    open_hf_weights,
+    write_safetensors,
+)
+
+TRANSPOSED = re.compile(r".*\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+# causal masks that old versions stored, and the head, which is the token embedding
+IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight")
+
+
+def load_gpt2(
+    path: str | Path,
+    n_layers: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    tokenizer: str | Path | None = None,
+) -> tuple[GPT2, GPT2Tokenizer]:
+    """A model and its tokenizer from a Hugging Face folder, with or without `transformer.` names.
+
+    `n_layers` keeps the first blocks and reads no other; `tokenizer` names a folder or file where
+    the model has none beside it (without one, text is taken as bytes, with a warning). Tensors
+    stream one by one into `dtype` on `device`: host memory stays within the model itself. Errors:
+    UserError naming the file, what is wrong with it and every missing, unexpected or misshapen
+    tensor.
+    """
+    path = Path(path)
+    config, tensors = open_hf(path)
+    tensors, n_layers = first_layers(tensors, "h", config.n_layers, n_layers, path)
+    config = replace(config, n_layers=n_layers)
+    text = GPT2Tokenizer(tokenizer or find_tokenizer(path))
+    if text.path is not None:
+        check_tokenizer(text, config.vocab_size, text.path)
+    else:
+        print(f"warning: {path}: no tokenizer beside it; text is taken as bytes, which suits no "
+              "model trained otherwise (add --tokenizer)", file=sys.stderr)  # fmt: skip
+    model = empty_model(lambda: GPT2(config))
+    assign_weights(model, tensors, path, dtype, device)
+    return model, text
+
+
+def find_tokenizer(folder: Path) -> Path | None:
+    """The vocabulary in a model's folder, None if there is none."""
+    if (folder / "vocab.json").exists():
+        return folder
+    return next(iter(sorted(folder.glob("*.tiktoken"))), None)
+
+
+def open_hf(folder: Path) -> tuple[GPT2Config, dict[str, LazyTensor]]:
+    """Hugging Face's layout: names without prefix, linear layers turned to (out, in)."""
+    if not (folder / "config.json").exists():
+        what = "no config.json" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}; give a model's folder")
+    config = _hf_config(folder / "config.json")
+    found = open_hf_weights(folder)
+    names = [name for name in found if name != "lm_head.weight"]
+    prefix = "transformer." if all(name.startswith("transformer.") for name in names) else ""
+    tensors = {}
+    for key, lazy in found.items():
+        name = key.removeprefix(prefix)
+        if IGNORED.fullmatch(name):
+            continue
+        if TRANSPOSED.fullmatch(name) and len(lazy.shape) == 2:
+            lazy = lazy.through(Tensor.t, lazy.shape[::-1])
+        tensors[name] = lazy
+    return config, tensors
+
+
+def _hf_config(path: Path) -> GPT2Config:
+    """GPT2Config of a config.json. Errors: UserError for what the model does not implement."""
+    p = Fields(path)
+    width = p.whole("n_embd")
+    refused = {
+        "model_type": p.get("model_type", "gpt2") != "gpt2",
+        "architectures": p.get("architectures") not in (None, ["GPT2LMHeadModel"], ["GPT2Model"]),
+        "activation_function": p.get("activation_function", "gelu_new")
+        not in ("gelu_new", "gelu_pytorch_tanh"),
+        "n_inner": p.get("n_inner") not in (None, 4 * width),
+        "scale_attn_weights": not p.get("scale_attn_weights", True),
+        "scale_attn_by_inverse_layer_idx": p.get("scale_attn_by_inverse_layer_idx", False),
+        "add_cross_attention": p.get("add_cross_attention", False),
+        "tie_word_embeddings": not p.get("tie_word_embeddings", True),
+        "quantization_config": p.get("quantization_config") is not None,
+    }
+    for field, bad in refused.items():
+        if bad:
+            raise UserError(f"{path}: {field} {p.get(field)!r} is not GPT-2; not supported")
+    return p.build(
+        GPT2Config,
+        width, p.whole("n_layer"), p.whole("n_head"), p.whole("vocab_size", 50257),
+        p.whole("n_positions", 1024), p.number("layer_norm_epsilon", 1e-5),
+    )  # fmt: skip
+
+
+def save_gpt2(model: GPT2, tokenizer: GPT2Tokenizer, folder: str | Path) -> None:
+    """Writes a Hugging Face folder that transformers loads unchanged, in the model's own dtype.
+
+    Errors: UserError if the model carries LoRA layers: those are saved by save_adapter.
+    """
+    folder = Path(folder)
+    check_saveable(model, folder)
+    tensors = {
+        f"transformer.{name}": weight.t() if TRANSPOSED.fullmatch(name) else weight
+        for name, weight in model.state_dict().items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", _to_hf_config(model, tokenizer))
+    tokenizer.save(folder)
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "GPT2Tokenizer", "model_max_length": model.config.max_seq_len,
+        "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
+        "add_prefix_space": False, "clean_up_tokenization_spaces": False,
+    })  # fmt: skip
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+def _to_hf_config(model: GPT2, tokenizer: GPT2Tokenizer) -> dict:
+    c = model.config
+    dtype = str(model.wte.weight.dtype).removeprefix("torch.")
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": c.dim,
+        "n_layer": c.n_layers,
+        "n_head": c.n_heads,
+        "n_positions": c.max_seq_len,
+        "n_inner": None,
+        "vocab_size": c.vocab_size,
+        "layer_norm_epsilon": c.norm_eps,
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }

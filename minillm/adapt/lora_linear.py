@@ -1,0 +1,259 @@
+"""LoRA's layer: a frozen linear layer plus a trained product of two thin matrices.
+
+y = W x + (alpha / rank) B A x, with A (rank, in) and B (out, rank), B zero at the start.
+Source: Hu et al. 2021, section 4.1.
+"""
+
+import math
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LoRALinear(nn.Linear):
+    """nn.Linear with a low-rank update that eval() merges into `weight` and train() takes out.
+
+    Taking out puts the original parameter back, bit for bit: on merging it is set aside (in host
+    memory when it lives on a GPU) and a merged one takes its place, so a merged layer holds its
+    weight twice, and others who share the original never see a merged value. state_dict() always
+    shows the original; moving, copying, loading into and changing A or B of a merged layer all
+    leave it merged and right (on a GPU, a write through `.data` is seen at the next eval()).
+    `enabled = False` takes the update out in either mode. Rank 0 is a plain nn.Linear.
+
+    Shapes: as nn.Linear; lora_A (rank, in_features), lora_B (out_features, rank), both at least
+    fp32 and frozen until mark_only_lora_as_trainable. Dropout acts on the input of A.
+    """
+
+    parts: tuple[str, ...] = ()  # names of the equal slices of its rows, where it is a fused layer
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        lora_rank: int = 0,
+        lora_alpha: float = 1.0,
+        lora_dropout: float = 0.0,
+    ):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.has_weights_merged = False
+        if lora_rank > 0:
+            self._add_factors(lora_rank, lora_alpha, lora_dropout)
+        self.reset_parameters()
+
+    def _add_factors(self, rank: int, alpha: float, dropout: float) -> None:
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        like = {"dtype": wide, "device": self.weight.device}
+        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, **like), False)
+        self.lora_B = nn.Parameter(torch.empty(self.out_features, rank, **like), False)
+        self.lora_scaling = alpha / rank
+        self.lora_dropout = nn.Dropout(dropout)
+        self._enabled = True
+        # a list, so that nn.Module does not take the original for a parameter of its own
+        self._set_aside: list[nn.Parameter] = []  # the original while a merged one stands in
+        self._merged_from: tuple = ()  # the A and B that the merged one was made of
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, lora_rank: int, lora_alpha: float, lora_dropout: float = 0.0
+    ) -> "LoRALinear":
+        """The same layer with LoRA added; weight and bias are shared, not copied."""
+        size = (linear.in_features, linear.out_features, linear.bias is not None)
+        layer = cls(*size, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer.parts = getattr(linear, "parts", ())
+        if lora_rank > 0:
+            layer._add_factors(lora_rank, lora_alpha, lora_dropout)
+            layer._reset_factors()
+        return layer.train(linear.training)
+
+    def reset_parameters(self) -> None:
+        """The base as nn.Linear draws it, then A (Kaiming uniform), B zero."""
+        with self._unmerged():
+            super().reset_parameters()
+            if self.is_lora():
+                self._reset_factors()
+
+    def _reset_factors(self) -> None:
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B)
+
+    def is_lora(self) -> bool:
+        """Whether the layer has an update at all (rank > 0)."""
+        return hasattr(self, "lora_A")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the update counts; False shows the base alone (a reference model, for DPO)."""
+        return self.is_lora() and self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        if not self.is_lora():
+            raise AttributeError("a layer of rank 0 has no update to switch")
+        self._enabled = value
+        self.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._is_stale():
+            self._unmerge()
+            self._merge()
+        out = F.linear(x, self.weight, self.bias)
+        if self.has_weights_merged or not self.enabled:
+            return out
+        a, b = self.factors()
+        low = F.linear(self.lora_dropout(x), a.to(x.dtype))  # (..., rank)
+        return out + self.lora_scaling * F.linear(low, b.to(x.dtype))
+
+    def train(self, mode: bool = True) -> "LoRALinear":
+        """Takes the update out of the weight (True) or merges it in (False); eval() is
+        train(False). Doing either twice is doing it once, with A and B as they then are."""
+        super().train(mode)
+        if self.is_lora():
+            if mode or not self._enabled or self._set_aside:
+                self._unmerge()
+            if not mode and self._enabled:
+                self._merge()
+        return self
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (rank, in_features) and B (out_features, rank), whose product the update is."""
+        return self.lora_A, self.lora_B
+
+    @torch.no_grad()
+    def set_factors(self, a: Tensor, b: Tensor) -> None:
+        """Takes the numbers of A and B, in the shapes of `factors`."""
+        self.lora_A.copy_(a)
+        self.lora_B.copy_(b)
+
+    def delta(self) -> Tensor:
+        """The update as a matrix (out_features, in_features)."""
+        a, b = self.factors()
+        return self.lora_scaling * (b @ a)
+
+    # inference_mode(False): a tensor born in inference mode could never meet autograd again
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _merge(self) -> None:
+        if self.has_weights_merged:
+            return
+        base, a, b = self.weight, self.lora_A.detach().clone(), self.lora_B.detach().clone()
+        # summed in fp32 and rounded once: in bf16, W + small loses most of small
+        merged = (base.to(a.dtype) + self.delta()).to(base.dtype)
+        self._set_aside.append(base)
+        self.weight = nn.Parameter(merged, base.requires_grad)
+        if base.is_cuda:
+            base.data = base.data.cpu()
+        self._merged_from = (a, b, self._versions())
+        self.has_weights_merged = True
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _unmerge(self) -> None:
+        if not self.has_weights_merged:
+            return
+        if self._set_aside:
+            base = self._set_aside.pop()
+            base.data = base.data.to(self.weight.device)
+            self.weight = base
+        else:  # the flag was set by hand: no original is at hand
+            self.weight.data -= self.delta().to(self.weight.dtype)
+        self._merged_from = ()
+        self.has_weights_merged = False
+
+    @contextmanager
+    def _unmerged(self):
+        """The original in place while something reads or writes it; merged again after."""
+        merged = self.is_lora() and bool(self._set_aside)
+        if merged:
+            self._unmerge()
+        try:
+            yield
+        finally:
+            if merged:
+                self._merge()
+
+    def _versions(self) -> tuple:
+        """Changes when A or B is replaced or written to, except through `.data` or fused steps."""
+        return self.lora_scaling, *(
+            (id(t), t.data_ptr(), 0 if t.is_inference() else t._version)
+            for t in (self.lora_A, self.lora_B)
+        )
+
+    def _is_stale(self) -> bool:
+        if not self.is_lora() or not self._set_aside:
+            return False
+        a, b, versions = self._merged_from
+        if versions != self._versions():
+            return True
+        if a.is_cuda:  # comparing values would stop the GPU's queue in every layer
+            return False
+        return not (torch.equal(a, self.lora_A) and torch.equal(b, self.lora_B))
+
+    def _apply(self, fn, recurse=True):  # .to(), .cuda(), .half()
+        with self._unmerged():
+            return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_lora() and self._set_aside:
+            base = self._set_aside[0]
+            destination[prefix + "weight"] = base if keep_vars else base.detach()
+
+    def _load_from_state_dict(self, *args):
+        with self._unmerged():
+            super()._load_from_state_dict(*args)
+
+    def extra_repr(self) -> str:
+        """nn.Linear's, with rank and scaling."""
+        if not self.is_lora():
+            return super().extra_repr()
+        rank, scaling = len(self.lora_A), self.lora_scaling
+        return f"{super().extra_repr()}, lora_rank={rank}, lora_scaling={scaling:g}"
+
+
+class LoRAParts(LoRALinear):
+    """LoRA on some of the equal slices of a fused layer's rows, such as q and v of c_attn: each of
+    the P slices has an A and a B of its own, the other rows no update.
+
+    Shapes: lora_A (P * rank, in_features), lora_B (P * rows of a slice, rank), slice after slice.
+    """
+
+    @classmethod
+    def from_fused(
+        cls, linear: nn.Linear, parts: list[str], lora_rank: int, lora_alpha: float,
+        lora_dropout: float = 0.0,
+    ) -> "LoRAParts":  # fmt: skip
+        """The same layer with LoRA on the named slices out of `linear.parts`."""
+        layer = cls.from_linear(linear, 0, lora_alpha)
+        layer.adapted_parts = [part for part in layer.parts if part in parts]
+        layer._add_factors(lora_rank, lora_alpha, lora_dropout)
+        layer._reset_factors()
+        return layer.train(linear.training)
+
+    def _add_factors(self, rank: int, alpha: float, dropout: float) -> None:
+        super()._add_factors(rank, alpha, dropout)
+        n, rows = len(self.adapted_parts), self.out_features // len(self.parts)
+        self.lora_A = nn.Parameter(self.lora_A.new_empty(n * rank, self.in_features), False)
+        self.lora_B = nn.Parameter(self.lora_B.new_empty(n * rows, rank), False)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The slices as one update of rank P * rank: A (P * rank, in_features), and B
+        (out_features, P * rank) with the slices' own in its blocks and zeros elsewhere."""
+        n, rows = len(self.adapted_parts), self.out_features // len(self.parts)
+        own = iter(torch.block_diag(*self.lora_B.chunk(n)).chunk(n))  # each (rows, P * rank)
+        none = self.lora_B.new_zeros(rows, len(self.lora_A))
+        blocks = [next(own) if part in self.adapted_parts else none for part in self.parts]
+        return self.lora_A, torch.cat(blocks)
+
+    @torch.no_grad()
+    def set_factors(self, a: Tensor, b: Tensor) -> None:
+        """Takes the numbers of A and B, in the shapes of `factors`; of B only its blocks."""
+        by_part = dict(zip(self.parts, b.chunk(len(self.parts)), strict=True))
+        own = [by_part[part] for part in self.adapted_parts]  # each (rows, P * rank)
+        columns = enumerate(block.chunk(len(own), dim=1) for block in own)
+        super().set_factors(a, torch.cat([slices[i] for i, slices in columns]))

@@ -1,0 +1,32 @@
+"""Alpaca's instructions (Taori et al. 2023), and tinyworld's in the same form."""
+
+from pathlib import Path
+
+from minillm.data.samples import Sample, Splits, read_rows, split_by_hash, text_field
+from minillm.data.templates import Template
+from minillm.data.tinyworld import instructions
+
+
+def read_alpaca(path: str | Path, template: Template) -> list[Sample]:
+    """Alpaca's JSON list, or JSONL with one object a line: instruction, input (may be missing or
+    empty), output. Errors: UserError naming file, line (or row) and field."""
+    return [_sample(row, template, where) for row, where in read_rows(Path(path))]
+
+
+def _sample(row: object, template: Template, where: str) -> Sample:
+    instruction, output = text_field(row, "instruction", where), text_field(row, "output", where)
+    given = text_field(row, "input", where, default="")
+    prompt = template.fill(instruction=instruction, input=given)
+    return Sample(prompt, output, row=f"{instruction}\0{given}")
+
+
+def alpaca_splits(path: str | Path, template: Template) -> Splits:
+    """A tenth of the rows is held out, by a hash of the row; there is no test split."""
+    return Splits(*split_by_hash(read_alpaca(path, template), path), [])
+
+
+def tinyworld_instructions(n_train: int, n_held_out: int, template: Template) -> Splits:
+    """At least so many instructions about tinyworld on each side, split in the same way."""
+    rows = instructions(n_train * 6 // 5 + n_held_out * 12)
+    samples = [_sample(row, template, "tinyworld") for row in rows]
+    return Splits(*split_by_hash(samples, "tinyworld"), [])

@@ -1,0 +1,89 @@
+"""Rotten Tomatoes: is a film review positive or negative? (Pang & Lee 2005)
+
+The answer is a word with its leading space, as it stands in running text and as one token of
+GPT-2's; so a prompt ends without one.
+"""
+
+from pathlib import Path
+
+from minillm.data.samples import SPLITS, Sample, Splits, read_rows, split_by_hash, text_field
+from minillm.data.templates import Template
+from minillm.data.tinyworld import reviews
+from minillm.errors import UserError
+from minillm.files import check_readable
+
+LABELS = ("negative", "positive")
+ORIGINAL = ("rt-polarity.neg", "rt-polarity.pos")  # by label
+PER_LABEL = 5331  # reviews of each label in the original, and in tinyworld's stand-in
+
+
+def read_rotten_tomatoes(path: str | Path, template: Template) -> Splits:
+    """From a folder with the original two files, or train/validation/test.jsonl, or from one
+    JSONL file (text, label 0 or 1), of which a tenth each is held out by a hash of the row.
+
+    Of each label's original file the first 80 % train, the next 10 % validate, the rest test:
+    8,530, 1,066 and 1,066 reviews. Errors: UserError naming a missing file, a line, a label.
+    """
+    path = Path(path)
+    if path.name in ORIGINAL:
+        path = path.parent
+    if any((path / name).exists() for name in ORIGINAL):
+        by_label = [_read_lines(path / name) for name in ORIGINAL]
+        return split_by_label(by_label, template)
+    if path.is_dir():
+        files = [path / f"{name}.jsonl" for name in SPLITS]
+        if not any(file.exists() for file in files):
+            raise UserError(f"{path}: neither {ORIGINAL[1]} nor train.jsonl; check the path")
+        return Splits(*(_read_jsonl(file, template) for file in files))
+    rest, test = split_by_hash(_read_jsonl(path, template), path)
+    train, validation = split_by_hash(rest, path, 1 / 9, salt="validation")
+    return Splits(train, validation, test)
+
+
+def tinyworld_reviews(n_train: int, n_held_out: int, template: Template) -> Splits:
+    """Tinyworld's reviews in the numbers of the original (the sizes asked for change nothing)."""
+    rows = reviews(2 * PER_LABEL)
+    by_label = [[row["text"] for row in rows if row["label"] == label] for label in (0, 1)]
+    return split_by_label(by_label, template)
+
+
+def split_by_label(by_label: list[list[str]], template: Template) -> Splits:
+    """80, 10 and 10 % of each label's texts, in their order; labels alternate within a split."""
+    parts: list[list] = [[], [], []]
+    for label, texts in enumerate(by_label):
+        cuts = [0, round(0.8 * len(texts)), round(0.9 * len(texts)), len(texts)]
+        for part, low, high in zip(parts, cuts, cuts[1:], strict=False):
+            part.append([_sample(text, label, template) for text in texts[low:high]])
+    return Splits(*([s for pair in zip(*part, strict=False) for s in pair] for part in parts))
+
+
+def _sample(text: str, label: int, template: Template) -> Sample:
+    return Sample(template.fill(text=text).rstrip(" "), f" {LABELS[label]}", label, row=text)
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of an original file: UTF-8, or Latin-1 as first published."""
+    check_readable(path)
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252", errors="replace")
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _read_jsonl(path: Path, template: Template) -> list[Sample]:
+    return [
+        _sample(text_field(row, "text", where), _label(row, where), template)
+        for row, where in read_rows(path)
+    ]
+
+
+def _label(row: dict, where: str) -> int:
+    """0, 1, or one of the label words."""
+    label = row.get("label")
+    if label in LABELS:
+        return LABELS.index(label)
+    if type(label) is not int or label not in (0, 1):
+        raise UserError(f"{where}: label is {label!r}, neither 0 nor 1; fix the row")
+    return label

@@ -1,0 +1,23 @@
+"""What scripts need to know of a kind of model: one record, which each model's package fills in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """The public names of a model's package, under words that are the same for all.
+
+    `name` is the model_type of Hugging Face's config.json, `bundled` the checkpoint that comes
+    along, `train_tokenizer(texts, vocab_size)` makes a new tokenizer.
+    """
+
+    name: str
+    bundled: str
+    config: Any
+    model: Any
+    tokenizer: Any
+    load: Callable
+    save: Callable
+    train_tokenizer: Callable

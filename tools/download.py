@@ -1,0 +1,37 @@
+"""Fetches an official checkpoint into checkpoints/, checks it, and resumes if interrupted.
+
+    python tools/download.py gpt2                  then: python tools/generate.py --checkpoint gpt2
+    python tools/download.py gpt2-medium gpt2-large
+    python tools/download.py llama-2-7b            gated: accept Meta's licence on the hub first
+"""
+
+from pathlib import Path
+
+from minillm.cli import Parser
+from minillm.errors import friendly_errors
+from minillm.hub import CHECKPOINTS, OFFICIAL, fetch
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument("names", nargs="+", choices=[*OFFICIAL], metavar="NAME",
+        help=f"one or more of {', '.join(OFFICIAL)}")  # fmt: skip
+    parser.add_argument("--out", help="folder to make NAME in (default: checkpoints/)")
+    parser.add_argument("--endpoint", help="another hub's address (default: HF_ENDPOINT, or the "
+        "public one)")  # fmt: skip
+    parser.add_argument("--token", help="access token, for gated models (default: the saved one)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    for name in args.names:
+        folder = (Path(args.out) if args.out else CHECKPOINTS) / name
+        files = fetch(name, folder, args.endpoint, args.token)
+        size = sum(path.stat().st_size for path in files)
+        print(f"{folder}: {len(files)} files, {size / 1e6:,.0f} MB, checked")
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main()
