@@ -5,7 +5,6 @@ one of them is square, so that no shape tells: they are transposed by name.
 """
 
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +13,12 @@ from torch import Tensor
 
 from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import GPT2Tokenizer
+from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, first_layers
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
 from minillm.weights import (
     LazyTensor,
     assign_weights,
-    check_saveable,
-    check_tokenizer,
-    empty_model,
-    first_layers,
     open_hf_weights,
     write_safetensors,
 )
@@ -52,11 +48,7 @@ def load_gpt2(
     tensors, n_layers = first_layers(tensors, "h", config.n_layers, n_layers, path)
     config = replace(config, n_layers=n_layers)
     text = GPT2Tokenizer(tokenizer or find_tokenizer(path))
-    if text.path is not None:
-        check_tokenizer(text, config.vocab_size, text.path)
-    else:
-        print(f"warning: {path}: no tokenizer beside it; text is taken as bytes, which suits no "
-              "model trained otherwise (add --tokenizer)", file=sys.stderr)  # fmt: skip
+    check_tokenizer(text, config.vocab_size, path)
     model = empty_model(lambda: GPT2(config))
     assign_weights(model, tensors, path, dtype, device)
     return model, text

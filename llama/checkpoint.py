@@ -5,7 +5,6 @@ permuted between the two (llama/names.py says which).
 """
 
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +15,12 @@ from llama.meta import open_meta
 from llama.model import Llama, LlamaConfig
 from llama.names import hf_names
 from llama.tokenizer import LlamaTokenizer
+from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, first_layers
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
 from minillm.weights import (
     LazyTensor,
     assign_weights,
-    check_saveable,
-    check_tokenizer,
-    empty_model,
-    first_layers,
     open_hf_weights,
     rope_halves,
     rope_to_halves,
@@ -54,11 +50,7 @@ def load_llama(
     tensors, n_layers = first_layers(tensors, "layers", config.n_layers, n_layers, path)
     config = replace(config, n_layers=n_layers)
     text = LlamaTokenizer(tokenizer or find_tokenizer(path))
-    if text.path is not None:
-        check_tokenizer(text, config.vocab_size, text.path)
-    else:
-        print(f"warning: {path}: no tokenizer beside it; text is taken as bytes, which suits no "
-              "model trained otherwise (add --tokenizer)", file=sys.stderr)  # fmt: skip
+    check_tokenizer(text, config.vocab_size, path)
     model = empty_model(lambda: Llama(config))
     assign_weights(model, tensors, path, dtype, device)
     return model, text

@@ -1,23 +1,20 @@
-"""The steps that every fine-tuning script shares, whatever its model: flags, data, adaptation,
-samples before and after, the report, and what is left on disk."""
+"""The steps that every fine-tuning script shares, whatever its model: base, data, adaptation,
+answers before and after, the report, and what is left on disk. Their flags are in flags.py."""
 
-import argparse
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from minillm.adapt.lora import add_lora, mark_only_lora_as_trainable
-from minillm.cli import Parser, add_model_flags, amount, positive, share, whole
+from minillm.checkpoint import check_tokenizer, empty_model, materialize
 from minillm.data.batches import Batches, Encoded, encode_samples
 from minillm.data.samples import Sample
 from minillm.data.tasks import TASKS
 from minillm.data.templates import Template, find_template
 from minillm.errors import UserError
 from minillm.family import Family
-from minillm.files import read_json, write_json
+from minillm.files import write_json
 from minillm.generate import generate
 from minillm.hub import find_checkpoint
 from minillm.losses import IGNORED
@@ -29,78 +26,8 @@ from minillm.precision import DTYPES, Precision
 from minillm.predict import predict_labels
 from minillm.runs import Run
 from minillm.training import Progress, load_trainable
-from minillm.weights import check_tokenizer, empty_model, materialize
 
 EVAL_BATCH = 8  # rows in a batch of held-out samples
-
-
-def add_flags(parser: Parser, targets: str) -> None:
-    """The flags that every fine-tuning script takes; `targets` is the model's default for LoRA."""
-    add = add_model_flags(parser).add_argument
-    add("--init", metavar="PRESET", help="random weights of a published size, e.g. llama-2-7b")
-    add = parser.add_argument_group("data").add_argument
-    add("--task", choices=[*TASKS], default="alpaca", help="what the data is")
-    add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
-    add("--template", help="prompt text by name, or a .json file (default: the task's own)")
-    add("--samples", type=positive, default=200, help="train on the first N samples")
-    add("--held-out", type=positive, default=100, help="measure the loss on at most N samples")
-    add("--max-length", type=positive, default=512, help="tokens of a sample, EOS included")
-    add = parser.add_argument_group("method").add_argument
-    add("--method", choices=["lora", "full"], default="lora", help="what is trained")
-    add("--rank", "--lora-rank", type=whole, default=16,
-        help="LoRA: rows of A; 0 is full fine-tuning")  # fmt: skip
-    add("--alpha", "--lora-alpha", type=amount, default=32,
-        help="LoRA: the update counts alpha / rank")  # fmt: skip
-    add("--lora-dropout", type=share, default=0.05, help="LoRA: dropout on its input")
-    add("--targets", default=targets, help=f"LoRA: layers, comma-separated (default: {targets})")
-    _add_training_flags(parser)
-    add = parser.add_argument_group("run folder").add_argument
-    add("--out-dir", help="where the run is kept (default: a fresh folder under runs/)")
-    add("--keep-last", action="store_true",
-        help="also save the last step's weights, beside the best on held-out data")  # fmt: skip
-    add("--wandb-project", help="also log to this Weights & Biases project, if it is installed")
-    add("--resume", action="store_true", help="continue the run in --out-dir")
-    add("--overwrite", action="store_true", help="replace the run in --out-dir")
-
-
-def _add_training_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=positive, default=1, help="passes over the samples")
-    add("--max-iters", type=positive, help="stop after N optimizer steps")
-    add("--lr", "--learning-rate", type=amount, default=1e-5, help="peak learning rate")
-    add("--schedule", choices=["constant", "cosine", "linear"], default="constant",
-        help="of the learning rate after the warm-up")  # fmt: skip
-    add("--warmup", type=whole, default=0, help="optimizer steps from lr 0 to the peak")
-    add("--batch-size", type=positive, default=1, help="samples in one forward")
-    add("--accumulation-steps", type=positive, default=8, help="forwards in an optimizer step")
-    add("--weight-decay", type=amount, default=0.0, help="AdamW's, on matrices")
-    add("--grad-clip", type=amount, default=1.0, help="largest gradient norm, 0 for no limit")
-    add("--eval-every", type=positive, help="optimizer steps between held-out losses")
-    add("--patience", type=positive, help="stop after N evaluations without a new best")
-    add("--seed", type=whole, default=0, help="of LoRA's A, of the order and of dropout")
-    add("--precision", choices=["auto", *DTYPES], default="auto",
-        help="of matrix products; auto: bf16 where it runs in hardware")  # fmt: skip
-    add("--frozen-dtype", choices=["auto", *DTYPES], default="auto",
-        help="how frozen weights are stored; auto: as --precision computes")  # fmt: skip
-    add("--gradient-checkpointing", action="store_true",
-        help="recompute each block in backward: less memory, about a third more time")  # fmt: skip
-
-
-def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
-    """The flags; `--init-from resume` (the course's spelling) takes all settings of the run in
-    --out-dir and continues it. Errors: UserError."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = parser.parse_args(argv)
-    if args.checkpoint == "resume":
-        if args.out_dir is None:
-            raise UserError("--init-from resume: which run? add --out-dir FOLDER")
-        kept = Path(args.out_dir) / "config.json"
-        began = read_json(kept)
-        args = parser.parse_args(["--config", str(kept), *argv, "--resume"])
-        args.checkpoint = began.get("checkpoint")
-    if args.rank == 0:
-        args.method = "full"
-    return args
 
 
 def load_base(

@@ -5,6 +5,7 @@ own. Nothing is fetched unless tools/download.py is run.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def find_checkpoint(name: str | Path) -> Path:
 
     Errors: UserError telling how to get what is not there.
     """
-    for path in (Path(name), CHECKPOINTS / name):
+    here = Path(os.path.relpath(CHECKPOINTS))  # an adapter remembers its base by this path
+    folder = CHECKPOINTS if here.parts[:1] == ("..",) else here
+    for path in (Path(name), folder / name):
         if path.exists():
             return path
     if str(name) in OFFICIAL:

@@ -7,7 +7,6 @@ Pickle files are opened with weights_only=True, always.
 """
 
 import os
-import re
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from minillm.errors import UserError
 from minillm.files import atomic_file, check_readable, read_json
@@ -116,43 +114,6 @@ def open_hf_weights(folder: Path) -> dict[str, LazyTensor]:
     return {name.removeprefix("_orig_mod."): lazy for name, lazy in found.items()}
 
 
-def first_layers(
-    tensors: dict[str, LazyTensor], blocks: str, have: int, wanted: int | None, where: Path
-) -> tuple[dict[str, LazyTensor], int]:
-    """Drops the tensors of all but the first `wanted` of `have` layers (None: all are wanted),
-    which `blocks` ("layers") names; returns what is left and how many layers that is.
-
-    Errors: UserError when there are fewer.
-    """
-    if wanted is None:
-        return tensors, have
-    if not (isinstance(wanted, int) and 1 <= wanted <= have):
-        raise UserError(f"{where}: has {have} layers, not {wanted}; lower --layers")
-    number = re.compile(rf"{blocks}\.(\d+)\.")
-    kept = {
-        name: lazy
-        for name, lazy in tensors.items()
-        if not ((m := number.match(name)) and wanted <= int(m[1]) < have)
-    }
-    return kept, wanted
-
-
-def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
-    """Errors: UserError if ids would not fit the embedding, or most of it would never be used
-    (some models pad their vocabulary, by less than 1,024 rows)."""
-    if not 0 <= vocab_size - tokenizer.vocab_size < 1024:
-        raise UserError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model {vocab_size}; "
-            "give the tokenizer the model was trained with"
-        )
-
-
-def check_saveable(model: nn.Module, folder: Path) -> None:
-    """Errors: UserError if the model carries LoRA layers: those are saved by save_adapter."""
-    if any(".lora_" in name for name in model.state_dict()):
-        raise UserError(f"{folder}: the model has LoRA layers; save_adapter, or fold_lora first")
-
-
 def hf_weight_files(folder: Path) -> list[Path]:
     """The weight files of a Hugging Face folder: safetensors first, then .bin, whole or sharded.
 
@@ -203,31 +164,6 @@ def assign_weights(
         tensors[name].write_to(value)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
-
-
-class _SkipInit(TorchFunctionMode):
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return function(*args, **kwargs)
-
-
-def empty_model(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` makes, on the meta device: names and shapes, no memory, no random numbers.
-
-    Initialisation is skipped, not only pointless: on meta it makes PyTorch import its compiler
-    (800 modules, 70 MiB, a second).
-    """
-    with torch.device("meta"), _SkipInit():
-        return build()
-
-
-def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-    """Random weights, drawn in `dtype` on `device`, for a model built on the meta device."""
-    model.to(dtype).to_empty(device=device)
-    model.init_weights()
-    return model
 
 
 def check_names(expected: dict[str, tuple], found: dict[str, tuple], where: Path) -> None:

@@ -7,7 +7,8 @@ Every cell is a run of train/finetune_gpt2.py in a process of its own, then meas
 split by generation, with the checkpoint that was best on validation and with the last one. A cell
 that is done is not done again: run the same command after an interruption. Writes report.md,
 table.csv, accuracy.png and loss.png. `--train-flags "--epochs 4 --lr 1e-3"` goes to every run,
-`--full-flags` to full fine-tuning, which wants a lower learning rate than LoRA.
+`--full-flags` after it to full fine-tuning, which wants a lower learning rate than LoRA; the
+bundled model has its own of both (train/tiny_gpt2.json).
 """
 
 import csv
@@ -28,6 +29,8 @@ from minillm.runs import read_metrics
 from tools import evaluate
 
 SCRIPT = Path(__file__).parent.parent / "train" / "finetune_gpt2.py"
+TINY_FLAGS = ["--config", str(SCRIPT.with_name("tiny_gpt2.json"))]
+TINY_FULL_FLAGS, FULL_FLAGS = "--lr 1e-3 --dropout 0.05", "--lr 5e-5 --dropout 0.05"
 CHECKPOINTS = ("best", "last")
 
 
@@ -41,7 +44,8 @@ def parse_args(argv=None):
     add("--templates", default="reviews,reviews-short",
         help="prompts: the first for all cells, the others also at the middle rank")  # fmt: skip
     add("--train-flags", default="", help="flags for every run of finetune_gpt2.py")
-    add("--full-flags", default="--lr 1e-4 --dropout 0.05", help="flags for full fine-tuning")
+    add("--full-flags", help=f"flags for full fine-tuning (default: {FULL_FLAGS}, or "
+        f"{TINY_FULL_FLAGS} for the bundled model)")  # fmt: skip
     add("--test-samples", type=positive, help="measure on the first N of the test split")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser.parse_args(argv)
@@ -146,7 +150,10 @@ def main(argv=None) -> dict[str, dict]:
     common = [*data, "--device", args.device]
     measured = [*common, *(["--samples", str(args.test_samples)] if args.test_samples else [])]
     base = ["--checkpoint", args.checkpoint or "tiny-gpt2"]
-    cells = plan(ranks, templates, shlex.split(args.full_flags))
+    is_tiny = args.checkpoint is None
+    train_flags = [*(TINY_FLAGS if is_tiny else []), *common, *shlex.split(args.train_flags)]
+    full_flags = args.full_flags or (TINY_FULL_FLAGS if is_tiny else FULL_FLAGS)
+    cells = plan(ranks, templates, shlex.split(full_flags))
     results: dict[str, dict] = {}
     for number, title in enumerate(tqdm(["no tuning", *cells], desc="cells", unit="cell")):
         done = folder / f"cell-{number}.json"
@@ -156,8 +163,7 @@ def main(argv=None) -> dict[str, dict]:
                 untuned = [*base, "--template", templates[0]]
                 result = {"best": measure(untuned, cell, measured)}
             else:
-                flags = [*base, *common, *shlex.split(args.train_flags), *cells[title]]
-                run_cell(cell, flags)
+                run_cell(cell, [*base, *train_flags, *cells[title]])
                 result = cell_results(cell, measured)
             write_json(done, result | {"title": title}, indent=None)
         results[title] = read_json(done)

@@ -16,6 +16,7 @@ from minillm import finetune
 from minillm.cli import Parser, settings_of, share
 from minillm.data.batches import Batches
 from minillm.errors import friendly_errors
+from minillm.flags import add_flags, parse
 from minillm.losses import token_loss
 from minillm.memory import peak_mib, reset_peak
 from minillm.precision import choose_device, choose_precision
@@ -25,14 +26,14 @@ from minillm.training import TrainSettings, train
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    finetune.add_flags(parser, targets="c_attn")
+    add_flags(parser, targets="c_attn")
     parser.add_argument("--dropout", type=share, default=0.0,
         help="of embeddings, attention weights and both branches of every block")  # fmt: skip
     parser.set_defaults(  # the course's, but for the rank and what scales with it
         task="rotten_tomatoes", samples=5000, held_out=1066, epochs=2, lr=2.5e-4, alpha=64,
         batch_size=4, accumulation_steps=32, weight_decay=0.1, eval_every=10,
     )  # fmt: skip
-    return finetune.parse(parser, argv)
+    return parse(parser, argv)
 
 
 def main(argv=None) -> tuple[float, float]:

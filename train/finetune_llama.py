@@ -14,6 +14,7 @@ from minillm import finetune
 from minillm.cli import Parser, settings_of
 from minillm.data.batches import Batches
 from minillm.errors import friendly_errors
+from minillm.flags import add_flags, parse
 from minillm.losses import token_loss
 from minillm.memory import peak_mib, reset_peak
 from minillm.precision import choose_device, choose_precision
@@ -23,8 +24,8 @@ from minillm.training import TrainSettings, train
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    finetune.add_flags(parser, targets="wq,wv")
-    return finetune.parse(parser, argv)
+    add_flags(parser, targets="wq,wv")
+    return parse(parser, argv)
 
 
 def main(argv=None) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from torch import nn
 import gpt2
 import llama
 from minillm import generate
+from minillm.checkpoint import empty_model
 from minillm.cli import Parser, amount, positive, settings_of, whole
 from minillm.data.batches import Batches, encode_samples
 from minillm.data.samples import Sample
@@ -30,7 +31,6 @@ from minillm.plots import plot_run
 from minillm.precision import choose_device, choose_precision
 from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, evaluate, train
-from minillm.weights import empty_model
 
 FAMILIES = {family.name: family for family in (llama.FAMILY, gpt2.FAMILY)}
 HELD_OUT_SEED = 1  # the training stories come from seed 0

@@ -9,7 +9,7 @@ import pytest
 from gpt2 import GPT2Tokenizer
 from gpt2.bpe import merges
 from minillm.errors import UserError
-from tests.conftest import shared
+from tests.conftest import TINY_GPT2, shared
 
 SCRAPS = [
     "def f(x):\n\treturn x**2  # ", "🎉🇫🇷👩\u200d👩\u200d👧", "漢字かな交じり文", "  \n\n \t ",
@@ -135,3 +135,11 @@ def test_any_one_of_the_files_names_the_vocabulary(bpe, tmp_path):
     bpe.save(tmp_path)
     shutil.copy(tmp_path / "vocab.json", tmp_path / "copy.json")
     assert GPT2Tokenizer(tmp_path / "merges.txt").ranks == GPT2Tokenizer(tmp_path).ranks
+
+
+def test_the_bundled_vocabulary_gives_transformers_ids():
+    transformers = pytest.importorskip("transformers")
+    tokenizer = GPT2Tokenizer(TINY_GPT2)
+    peer = transformers.AutoTokenizer.from_pretrained(TINY_GPT2)
+    for text in [*varied(100), "Nora went to the harbour.\nLabel: positive"]:
+        assert tokenizer.encode(text) == peer.encode(text, split_special_tokens=True)

@@ -290,7 +290,7 @@ def test_wrapping_twice_is_an_error_that_names_the_module(model):
 ])  # fmt: skip
 def test_llama_2_7b_has_the_published_number_of_trainable_parameters(rank, targets, count):
     from llama import LlamaConfig
-    from minillm.weights import empty_model
+    from minillm.checkpoint import empty_model
 
     model = empty_model(lambda: Llama(LlamaConfig.preset("llama-2-7b")))
     assert sum(p.numel() for p in model.parameters()) == 6_738_415_616

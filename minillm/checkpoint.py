@@ -1,0 +1,78 @@
+"""What the loaders and writers of all models share, beside the files themselves (weights.py)."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from minillm.errors import UserError
+from minillm.weights import LazyTensor
+
+
+class _SkipInit(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+def empty_model(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, on the meta device: names and shapes, no memory, no random numbers.
+
+    Initialisation is skipped, not only pointless: on meta it makes PyTorch import its compiler
+    (800 modules, 70 MiB, a second).
+    """
+    with torch.device("meta"), _SkipInit():
+        return build()
+
+
+def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+    """Random weights, drawn in `dtype` on `device`, for a model built on the meta device."""
+    model.to(dtype).to_empty(device=device)
+    model.init_weights()
+    return model
+
+
+def first_layers(
+    tensors: dict[str, LazyTensor], blocks: str, have: int, wanted: int | None, where: Path
+) -> tuple[dict[str, LazyTensor], int]:
+    """Drops the tensors of all but the first `wanted` of `have` layers (None: all are wanted),
+    which `blocks` ("layers") names; returns what is left and how many layers that is.
+
+    Errors: UserError when there are fewer.
+    """
+    if wanted is None:
+        return tensors, have
+    if not (isinstance(wanted, int) and 1 <= wanted <= have):
+        raise UserError(f"{where}: has {have} layers, not {wanted}; lower --layers")
+    number = re.compile(rf"{blocks}\.(\d+)\.")
+    kept = {
+        name: lazy
+        for name, lazy in tensors.items()
+        if not ((m := number.match(name)) and wanted <= int(m[1]) < have)
+    }
+    return kept, wanted
+
+
+def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
+    """Warns if there is none. Errors: UserError if ids would not fit the embedding, or most of it
+    would never be used (some models pad their vocabulary, by less than 1,024 rows)."""
+    if tokenizer.path is None:
+        print(f"warning: {where}: no tokenizer beside it; text is taken as bytes, which suits no "
+              "model trained otherwise (add --tokenizer)", file=sys.stderr)  # fmt: skip
+    elif not 0 <= vocab_size - tokenizer.vocab_size < 1024:
+        raise UserError(
+            f"{tokenizer.path}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
+            f"{vocab_size}; give the tokenizer the model was trained with"
+        )
+
+
+def check_saveable(model: nn.Module, folder: Path) -> None:
+    """Errors: UserError if the model carries LoRA layers: those are saved by save_adapter."""
+    if any(".lora_" in name for name in model.state_dict()):
+        raise UserError(f"{folder}: the model has LoRA layers; save_adapter, or fold_lora first")
