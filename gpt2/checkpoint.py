@@ -56,7 +56,7 @@ def load_gpt2(
 
 def find_tokenizer(folder: Path) -> Path | None:
     """The vocabulary in a model's folder, None if there is none."""
-    if (folder / "vocab.json").exists():
+    if any((folder / name).exists() for name in ("vocab.json", "tokenizer.json")):
         return folder
     return next(iter(sorted(folder.glob("*.tiktoken"))), None)
 
@@ -84,9 +84,9 @@ def open_hf(folder: Path) -> tuple[GPT2Config, dict[str, LazyTensor]]:
 def _hf_config(path: Path) -> GPT2Config:
     """GPT2Config of a config.json. Errors: UserError for what the model does not implement."""
     p = Fields(path)
+    p.check_kind("gpt2")
     width = p.whole("n_embd")
     refused = {
-        "model_type": p.get("model_type", "gpt2") != "gpt2",
         "architectures": p.get("architectures") not in (None, ["GPT2LMHeadModel"], ["GPT2Model"]),
         "activation_function": p.get("activation_function", "gelu_new")
         not in ("gelu_new", "gelu_pytorch_tanh"),

@@ -25,8 +25,9 @@ BYTE_OF = {letter: byte for byte, letter in LETTERS.items()}
 class GPT2Tokenizer:
     """Text to ids and back, from a file on disk only; path None takes every byte as a token.
 
-    `path` is a folder with vocab.json and merges.txt, one of the two, or a .tiktoken file. There
-    is one control token, <|endoftext|>: it begins a text, ends it and fills paddings.
+    `path` is a folder with vocab.json and merges.txt (or tokenizer.json, which holds both), one of
+    these files, or a .tiktoken file. There is one control token, <|endoftext|>: it begins a text,
+    ends it and fills paddings.
     Errors: UserError naming a file that is missing or no vocabulary.
     """
 
@@ -34,12 +35,13 @@ class GPT2Tokenizer:
 
     def __init__(self, path: str | Path | None):
         self.path = path = None if path is None else Path(path)
+        self.is_bytes = path is None
         if path is None:
             ranks, end = {bytes([byte]): i for i, byte in enumerate(BYTES)}, 256
         elif path.suffix == ".tiktoken":
             ranks, end = _read_tiktoken(path)
         else:
-            ranks, end = _read_vocabulary(path if path.is_dir() else path.parent)
+            ranks, end = _read_vocabulary(path)
         self._build(ranks, end)
 
     @classmethod
@@ -47,6 +49,7 @@ class GPT2Tokenizer:
         """A new vocabulary of `vocab_size` tokens, the 256 bytes and <|endoftext|> included."""
         ranks = train_bpe(texts, vocab_size)
         tokenizer = cls(None)
+        tokenizer.is_bytes = False
         tokenizer._build(ranks, len(ranks))
         return tokenizer
 
@@ -74,13 +77,16 @@ class GPT2Tokenizer:
         return ids, self.encoding.decode_with_offsets(ids)[1] if ids else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; the control token vanishes. One token alone may be half a character
-        (U+FFFD): decode the growing sequence instead."""
-        plain = [i for i in ids if i != self.eos_id]
+        """Text of the ids; the control token vanishes, and so do ids that only pad the model's
+        vocabulary. One token alone may be half a character (U+FFFD): decode the growing sequence
+        instead."""
+        plain = [i for i in ids if i != self.eos_id and i < self.vocab_size]
         return self.encoding.decode_bytes(plain).decode("utf-8", errors="replace")
 
     def save(self, folder: Path) -> None:
-        """Writes vocab.json and merges.txt."""
+        """Writes vocab.json and merges.txt; nothing if every byte is a token."""
+        if self.is_bytes:
+            return
         vocab = {_letters(token): rank for token, rank in self.ranks.items()}
         write_json(folder / "vocab.json", vocab | {END: self.eos_id}, indent=None)
         pairs = (f"{_letters(a)} {_letters(b)}\n" for a, b in merges(self.ranks))
@@ -98,10 +104,22 @@ def _token(letters: str, path: Path) -> bytes:
     return bytes(BYTE_OF[letter] for letter in letters)
 
 
-def _read_vocabulary(folder: Path) -> tuple[dict[bytes, int], int]:
-    """Ranks and the id of the control token from vocab.json, checked against merges.txt."""
-    path, merges_path = folder / "vocab.json", folder / "merges.txt"
-    vocab = read_json(path)
+def _read_vocabulary(path: Path) -> tuple[dict[bytes, int], int]:
+    """Ranks and the id of the control token, merges checked against them."""
+    if path.is_dir():
+        in_one = (path / "tokenizer.json").exists() and not (path / "vocab.json").exists()
+        path = path / ("tokenizer.json" if in_one else "vocab.json")
+    if path.name not in ("vocab.json", "merges.txt", "tokenizer.json"):
+        raise UserError(f"{path}: no GPT-2 vocabulary; give vocab.json or a .tiktoken file")
+    if path.name == "tokenizer.json":
+        merges_path = path
+        vocab, pairs = _read_tokenizer_json(path)
+    else:
+        path, merges_path = path.with_name("vocab.json"), path.with_name("merges.txt")
+        vocab = read_json(path)
+        lines = [line for line in read_text(merges_path).split("\n") if line.strip()]
+        lines = lines[1:] if lines and lines[0].startswith("#version") else lines
+        pairs = [tuple(line.strip("\r").split(" ")) for line in lines]
     is_plain = isinstance(vocab, dict) and sorted(
         i if type(i) is int else -1 for i in vocab.values()
     ) == list(range(len(vocab)))
@@ -111,16 +129,29 @@ def _read_vocabulary(folder: Path) -> tuple[dict[bytes, int], int]:
         )
     end = vocab.pop(END)
     ranks = {_token(letters, path): i for letters, i in sorted(vocab.items(), key=lambda t: t[1])}
-    lines = [line for line in read_text(merges_path).split("\n") if line.strip()]
-    lines = lines[1:] if lines and lines[0].startswith("#version") else lines
-    merged = [_token(line.strip("\r").replace(" ", "", 1), merges_path) for line in lines]
+    merged = [_token("".join(pair), merges_path) for pair in pairs]
     longer = [token for token in ranks if len(token) > 1]
-    if merged != longer or len(ranks) - len(longer) != 256:
+    sound = all(len(pair) == 2 and vocab.keys() >= set(pair) for pair in pairs)
+    if not sound or merged != longer or len(ranks) - len(longer) != 256:
         raise UserError(
             f"{merges_path}: does not make the tokens of {path.name}, in their order, from 256 "
             "bytes; download both files again"
         )
     return ranks, end
+
+
+def _read_tokenizer_json(path: Path) -> tuple[dict, list[tuple]]:
+    """Vocabulary and merges of the one-file form that transformers 5 writes."""
+    content = read_json(path)
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise UserError(f"{path}: no byte-pair encoding; give GPT-2's own file")
+    vocab, pairs = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(pairs, list):
+        raise UserError(f"{path}: no vocab and merges; download it again")
+    added = content.get("added_tokens") or []
+    vocab = vocab | {t["content"]: t["id"] for t in added if t.get("content") == END}
+    return vocab, [tuple(p.split(" ")) if isinstance(p, str) else tuple(p) for p in pairs]
 
 
 def _read_tiktoken(path: Path) -> tuple[dict[bytes, int], int]:

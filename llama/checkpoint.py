@@ -99,11 +99,11 @@ def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
 def _hf_config(path: Path) -> LlamaConfig:
     """LlamaConfig of a config.json. Errors: UserError for what the model does not implement."""
     p = Fields(path)
+    p.check_kind("llama")
     rope, scaling = p.table("rope_parameters"), p.table("rope_scaling")
     kinds = [rope.get("rope_type"), scaling.get("rope_type"), scaling.get("type")]
     heads = p.whole("num_attention_heads")
     refused = {
-        "model_type": p.get("model_type", "llama") != "llama",
         "rope_scaling": any(kind not in (None, "default") for kind in kinds)
         or "factor" in scaling,
         "architectures": p.get("architectures") not in (None, ["LlamaForCausalLM"]),

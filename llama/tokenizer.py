@@ -26,6 +26,7 @@ class LlamaTokenizer:
 
     def __init__(self, path: str | Path | None):
         self.path = path = None if path is None else Path(path)
+        self.is_bytes = path is None
         self._open(byte_proto() if path is None else _read_proto(path))
 
     @classmethod
@@ -39,6 +40,7 @@ class LlamaTokenizer:
             unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=2, minloglevel=2,
         )  # fmt: skip
         tokenizer = cls(None)
+        tokenizer.is_bytes = False
         tokenizer._open(model.getvalue())
         return tokenizer
 
@@ -78,12 +80,15 @@ class LlamaTokenizer:
         return ids, [character[max(0, start)] for start in starts] if ids else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; control tokens vanish. One token alone loses its leading space and
-        may be half a character: decode the growing sequence instead."""
-        return self.pieces.decode(list(ids))
+        """Text of the ids; control tokens vanish, and so do ids that only pad the model's
+        vocabulary. One token alone loses its leading space and may be half a character: decode
+        the growing sequence instead."""
+        return self.pieces.decode([i for i in ids if i < self.vocab_size])
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.model."""
+        """Writes tokenizer.model; nothing if every byte is a token."""
+        if self.is_bytes:
+            return
         with atomic_file(folder / "tokenizer.model") as temporary:
             temporary.write_bytes(self.model_proto)
 

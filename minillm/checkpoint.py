@@ -62,7 +62,7 @@ def first_layers(
 def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
     """Warns if there is none. Errors: UserError if ids would not fit the embedding, or most of it
     would never be used (some models pad their vocabulary, by less than 1,024 rows)."""
-    if tokenizer.path is None:
+    if tokenizer.is_bytes:
         print(f"warning: {where}: no tokenizer beside it; text is taken as bytes, which suits no "
               "model trained otherwise (add --tokenizer)", file=sys.stderr)  # fmt: skip
     elif not 0 <= vocab_size - tokenizer.vocab_size < 1024:

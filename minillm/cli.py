@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def _config_value(action: argparse.Action, flag: str, value: object) -> object:
 
 def _dashes(word: str) -> str:
     """--out_dir=a_b -> --out-dir=a_b; anything that is no flag stays as it is."""
-    if not word.startswith("--"):
+    if not re.match(r"--[A-Za-z0-9_-]+(=|$)", word):
         return word
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value

@@ -98,6 +98,12 @@ class Fields:
         value = self.content.get(name)
         return default if value is None else value
 
+    def check_kind(self, model_type: str) -> None:
+        """Errors: UserError if the file says it is of another kind of model."""
+        found = self.get("model_type", model_type)
+        if found != model_type:
+            raise UserError(f"{self.path}: model_type {found!r} is not {model_type}; not supported")
+
     def table(self, name: str) -> dict:
         """A JSON object, {} where it is missing."""
         value = self.get(name, {})

@@ -27,7 +27,7 @@ from minillm.predict import predict_labels
 from minillm.runs import Run
 from minillm.training import Progress, load_trainable
 
-EVAL_BATCH = 8  # rows in a batch of held-out samples
+EVAL_BATCH = 32  # rows in a batch of held-out samples
 
 
 def load_base(
@@ -80,6 +80,8 @@ def prepare_data(
     found = find_template(template or kind.template, kind.field)
     splits = kind.read(path, found) if path else kind.tinyworld(n_train, n_held_out, found)
     sides = splits.train[:n_train], splits.validation[:n_held_out]
+    if not all(sides):
+        raise UserError(f"{path or 'tinyworld'}: a split without samples; give more of them")
     encoded = [encode_samples(side, tokenizer, max_length) for side in sides]
     for side in encoded:
         if not side.rows:
@@ -95,6 +97,8 @@ def adapt(model: nn.Module, method: str, targets: str, rank: int, alpha: float, 
     base = sum(p.numel() for p in model.parameters())
     if method == "full":
         return f"full fine-tuning: all {base:,} parameters"
+    if alpha == 0:
+        raise UserError("--alpha 0: the update would count for nothing; give a positive number")
     names = [target.strip() for target in targets.split(",") if target.strip()]
     n_layers = add_lora(model, names, rank, alpha, dropout)
     mark_only_lora_as_trainable(model)
@@ -183,4 +187,8 @@ def frozen_dtype(name: str, method: str, compute: torch.dtype) -> torch.dtype:
     """How the base is stored: trained weights in fp32 always, frozen ones as asked or computed."""
     if method == "full":
         return torch.float32
-    return compute if name == "auto" else DTYPES[name]
+    frozen = compute if name == "auto" else DTYPES[name]
+    if frozen != compute and torch.float32 not in (frozen, compute):
+        raise UserError(f"--frozen-dtype {name}: two 16-bit kinds do not mix; use that of "
+                        "--precision, or fp32")  # fmt: skip
+    return frozen

@@ -70,7 +70,7 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.checkpoint == "resume":
         if args.out_dir is None:
-            raise UserError("--init-from resume: which run? add --out-dir FOLDER")
+            raise UserError("--init-from resume: no run is named; add --out-dir FOLDER")
         kept = Path(args.out_dir) / "config.json"
         began = read_json(kept)
         args = parser.parse_args(["--config", str(kept), *argv, "--resume"])

@@ -1,9 +1,10 @@
 """Checkpoints by name: where they are on this machine, and how the official ones are fetched.
 
-Sizes and hashes are those of the files as published; what has no hash here is checked by the hub's
-own. Nothing is fetched unless tools/download.py is run.
+Hashes are those of the files as published; a weight file without one here is held against the one
+that the hub tells. Nothing is fetched unless tools/download.py is run.
 """
 
+import errno
 import hashlib
 import os
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from minillm.errors import UserError
 from minillm.files import read_json
 
+DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS}
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
 
@@ -54,10 +56,11 @@ def find_checkpoint(name: str | Path) -> Path:
     """
     here = Path(os.path.relpath(CHECKPOINTS))  # an adapter remembers its base by this path
     folder = CHECKPOINTS if here.parts[:1] == ("..",) else here
-    for path in (Path(name), folder / name):
-        if path.exists():
+    is_official = str(name) in OFFICIAL  # and perhaps a folder of code here, as gpt2 is
+    for path in (folder / name, Path(name)) if is_official else (Path(name), folder / name):
+        if path.exists() and not (is_official and not (path / "config.json").exists()):
             return path
-    if str(name) in OFFICIAL:
+    if is_official:
         raise UserError(f"{name}: not on this machine; run python tools/download.py {name}")
     raise UserError(f"{name}: no such file or folder; check the path")
 
@@ -65,14 +68,14 @@ def find_checkpoint(name: str | Path) -> Path:
 def fetch(
     name: str, folder: Path, endpoint: str | None = None, token: str | None = None
 ) -> list[Path]:
-    """Fetches an official checkpoint into `folder`, resuming what is there; returns its files.
+    """Fetches an official checkpoint into `folder`, all but what is there; returns its files.
 
     `endpoint` is another hub's address. Errors: UserError saying what to do about a gated model,
     a missing network, or a file whose SHA-256 is not the published one (it is removed).
     """
     if name not in OFFICIAL:
         raise UserError(f"{name}: unknown; known: {', '.join(OFFICIAL)}")
-    official = OFFICIAL[name]
+    official, folder = OFFICIAL[name], folder.resolve()
     paths = [_fetch_file(name, official, file, folder, endpoint, token) for file in official.files]
     index = folder / "model.safetensors.index.json"
     if index in paths:
@@ -90,32 +93,32 @@ def _is_plain(name: object) -> bool:
 
 
 def _fetch_file(name, official: Official, file: str, folder: Path, endpoint, token) -> Path:
-    from huggingface_hub import errors as hub_errors
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     where = f"{official.repo}/{file}"
     try:
+        url = hf_hub_url(official.repo, file, endpoint=endpoint)
+        told = get_hf_file_metadata(url, token=token).etag or ""
         path = Path(hf_hub_download(
             official.repo, file, local_dir=folder, endpoint=endpoint, token=token
         ))  # fmt: skip
-    except hub_errors.GatedRepoError:
+    except errors.GatedRepoError:
         raise UserError(
             f"{where}: a gated model; accept its licence on its page, make a token in your "
             "account's settings, then run `hf auth login` or give --token"
         ) from None
-    except (hub_errors.RepositoryNotFoundError, hub_errors.EntryNotFoundError) as error:
-        if isinstance(error, hub_errors.LocalEntryNotFoundError):
-            raise UserError(_no_network(where, folder, name)) from None
-        raise UserError(f"{where}: not found on the hub; check --endpoint and --token") from None
-    except OSError as error:
-        if getattr(error, "errno", None) is not None and error.filename is not None:
-            raise  # the disk, not the network
+    except errors.LocalEntryNotFoundError:
         raise UserError(_no_network(where, folder, name)) from None
-    except Exception as error:
-        if "Connect" not in type(error).__name__ and "Timeout" not in type(error).__name__:
-            raise
-        raise UserError(_no_network(where, folder, name)) from None
-    known = official.sha256.get(file)
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "an error")
+        raise UserError(
+            f"{where}: the hub answered {status}; check --endpoint and --token, or try later"
+        ) from None
+    except Exception as error:  # of the HTTP library that the hub's client uses, or of the disk
+        if isinstance(error, OSError) and error.errno in DISK:
+            raise UserError(f"{folder / file}: {error.strerror}; free some space") from None
+        raise UserError(f"{_no_network(where, folder, name)} ({type(error).__name__})") from None
+    known = official.sha256.get(file, told if len(told) == 64 else None)
     if known is not None and sha256_of(path) != known:
         path.unlink()
         raise UserError(
@@ -126,7 +129,7 @@ def _fetch_file(name, official: Official, file: str, folder: Path, endpoint, tok
 
 def _no_network(where: str, folder: Path, name: str) -> str:
     return (
-        f"{where}: the hub cannot be reached; go online and run the command again (it resumes), "
+        f"{where}: the hub cannot be reached; go online and run the command again, "
         f"or copy the files of {name} into {folder} by hand"
     )
 

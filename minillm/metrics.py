@@ -14,7 +14,9 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     share, shrink = correct / n, 1 + z * z / n
     middle = (share + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # the ends are exactly 0 and 1 there, which rounding would miss
+    low = 0.0 if correct == 0 else middle - half
+    return low, 1.0 if correct == n else middle + half
 
 
 def classification_report(

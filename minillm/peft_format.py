@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from minillm.adapt.lora import LoRALinear, LoRAParts, add_lora
@@ -54,26 +55,27 @@ def save_adapter(
     """Writes the model's LoRA as a PEFT adapter, merged or not, and the base's fingerprint.
 
     Rows of lora_B on wq and wk are permuted as the base's rows are; slices of a fused layer become
-    one update of their ranks' sum. `base_name` is where PEFT finds the base; `template` the prompt
-    texts. Errors: UserError if there is no LoRA, or layers differ in rank or alpha.
+    one update of their ranks' sum, and updates of a smaller rank are filled up with zeros, for
+    PEFT has one rank for all. `base_name` is where PEFT finds the base; `template` the prompt
+    texts. Errors: UserError if there is no LoRA, or layers differ in scale or dropout.
     """
     folder = Path(folder)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear) and m.is_lora()}
     if not layers:
         raise UserError(f"{folder}: the model has no LoRA layers to save; add_lora first")
-    kinds = {(len(m.lora_A), m.lora_scaling, m.lora_dropout.p) for m in layers.values()}
+    kinds = {(m.lora_scaling, m.lora_dropout.p) for m in layers.values()}
     if len(kinds) > 1:
-        raise UserError(f"{folder}: LoRA layers differ in rank, alpha or dropout; make them equal")
-    rank, scaling, dropout = kinds.pop()
-    names = model.hf_names()
-    tensors, parts = {}, {}
+        raise UserError(f"{folder}: LoRA layers differ in scale or dropout; make them equal")
+    scaling, dropout = kinds.pop()
+    rank = max(len(m.lora_A) for m in layers.values())
+    names, tensors = model.hf_names(), {}
     for name, layer in layers.items():
         hf, heads = names[name]
         a, b = layer.factors()
+        missing = rank - len(a)
+        a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))
         tensors[f"{PREFIX}{hf}.lora_A.weight"] = a
         tensors[f"{PREFIX}{hf}.lora_B.weight"] = rope_to_halves(b, heads) if heads else b
-        if isinstance(layer, LoRAParts):
-            parts[name] = layer.adapted_parts
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     write_json(folder / "adapter_config.json", {
@@ -84,8 +86,9 @@ def save_adapter(
     })  # fmt: skip
     write_json(folder / "minillm.json", {
         "base": base_name, "layers": model.config.n_layers,
-        "base_fingerprint": fingerprint(model), "template": template, "parts": parts,
-        "merged": False,
+        "base_fingerprint": fingerprint(model), "template": template, "merged": False,
+        "parts": {n: m.adapted_parts for n, m in layers.items() if isinstance(m, LoRAParts)},
+        "ranks": {n: len(m.lora_A) for n, m in layers.items() if len(m.lora_A) < rank},
     })  # fmt: skip
 
 
@@ -120,42 +123,35 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> d
         expected[f"{name}.lora_A"] = (rank, linear.in_features)
         expected[f"{name}.lora_B"] = (linear.out_features, rank)
     check_names(expected, {key: lazy.shape for key, lazy in tensors.items()}, file)
-    _add_layers(model, names, _read_parts(folder, notes, modules, names), settings)
+    parts, ranks = _read_shape(folder, notes, modules, names)
     for name in names:
+        own, rank = parts.get(name, []), ranks.get(name, settings["rank"])
+        share = rank // max(1, len(own))
+        alpha = settings["alpha"] / settings["rank"] * share
+        slices = [f"{name}.{part}" for part in own]
+        add_lora(model, slices or [name], share, alpha, settings["dropout"])
         layer = model.get_submodule(name)
-        a, b = (torch.empty_like(factor) for factor in layer.factors())
+        a, b = (torch.empty(expected[f"{name}.{factor}"]) for factor in _FACTORS)
         tensors[f"{name}.lora_A"].write_to(a)
         tensors[f"{name}.lora_B"].write_to(b)
-        layer.set_factors(a, b)
+        layer.set_factors(a[:rank], b[:, :rank])
     model.train(model.training)
     return notes
 
 
-def _read_parts(folder: Path, notes: dict, modules: dict, names: list[str]) -> dict:
-    """minillm.json's {module: slices}. Errors: UserError unless the model has those slices."""
-    parts = notes.get("parts") or {}
-    is_sound = isinstance(parts, dict) and all(
+def _read_shape(folder: Path, notes: dict, modules: dict, names: list[str]) -> tuple[dict, dict]:
+    """minillm.json's {module: slices} and {module: rank, where below the file's}. Errors: UserError
+    unless the model has those slices and they share their rank."""
+    parts, ranks = notes.get("parts") or {}, notes.get("ranks") or {}
+    is_sound = isinstance(parts, dict) and isinstance(ranks, dict) and all(
         name in names and isinstance(own, list) and own
         and set(map(str, own)) <= set(getattr(modules[name], "parts", ()))
         for name, own in parts.items()
-    )  # fmt: skip
-    if not is_sound:
-        raise UserError(f"{folder / 'minillm.json'}: parts fits no such layer; save it again")
-    return parts
-
-
-def _add_layers(model: nn.Module, names: list[str], parts: dict, settings: dict) -> None:
-    """add_lora on whole layers, and on slices with their share of the rank."""
-    whole = [name for name in names if name not in parts]
-    if whole:
-        add_lora(model, whole, **settings)
-    for name, own in parts.items():
-        share = {k: settings[k] / len(own) for k in ("rank", "alpha")}
-        if share["rank"] % 1:
-            raise UserError(f"{name}: rank {settings['rank']} is not shared by {len(own)} slices; "
-                            "save the adapter again")  # fmt: skip
-        slices = [f"{name}.{part}" for part in own]
-        add_lora(model, slices, int(share["rank"]), share["alpha"], settings["dropout"])
+    ) and all(name in names and type(rank) is int and rank > 0 for name, rank in ranks.items())
+    rank = Fields(folder / "adapter_config.json").whole("r")
+    if not is_sound or any(ranks.get(n, rank) % len(own) for n, own in parts.items()):
+        raise UserError(f"{folder / 'minillm.json'}: parts or ranks fit no such layer; save again")
+    return parts, ranks
 
 
 def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) -> dict:

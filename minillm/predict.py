@@ -1,6 +1,7 @@
 """Labels from a language model: by what it writes, and by which label it finds likeliest."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,21 +42,28 @@ def predict_labels(
 
     By generation: the text after the prompt must be a label and nothing else (case and spaces
     aside), else NONE. By likelihood: the label with the highest log-probability after the prompt.
-    Rows of like length share a batch; that changes no row's answer. `sampling` goes to generate
-    (greedy by default). Errors: UserError for a `by` that is neither, or a prompt too long.
+    Rows of like length share a batch; that changes no row's answer. A prompt that leaves no room
+    in the context is NONE, with a warning. `sampling` goes to generate (greedy by default).
+    Errors: UserError for a `by` that is neither.
     """
     if by not in (GENERATION, LIKELIHOOD):
         raise UserError(f"by {by!r}: choose {GENERATION} or {LIKELIHOOD}")
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].prompt))
-    predicted: dict[int, Prediction] = {}
+    context = model.config.max_seq_len
+    room = max_new_tokens if by == GENERATION else 0
+    needed = [_length(tokenizer, sample.prompt, labels) + room for sample in samples]
+    order = sorted((i for i, n in enumerate(needed) if n <= context), key=needed.__getitem__)
+    predicted = dict.fromkeys(range(len(samples)), Prediction(NONE, ""))
+    if len(order) < len(samples):
+        print(f"warning: {len(samples) - len(order)} prompts do not fit the context of {context} "
+              "tokens and count as wrong", file=sys.stderr)  # fmt: skip
     batches = range(0, len(order), batch_size)
     for start in tqdm(batches, desc=f"predict by {by}", unit="batch", leave=False):
         rows = order[start : start + batch_size]
         prompts = [samples[i].prompt for i in rows]
         if by == GENERATION:
             encoded = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
-            new = generate(model, encoded, max_new_tokens, eos_id=tokenizer.eos_id, seed=seed,
-                **sampling)  # fmt: skip
+            new = generate(model, encoded, max_new_tokens, eos_id=tokenizer.eos_id,
+                seed=seed + start, **sampling)  # fmt: skip
             found = [read_label(tokenizer.decode(tokens), labels) for tokens in new]
         else:
             found = _likeliest(model, tokenizer, prompts, labels)
@@ -63,19 +71,21 @@ def predict_labels(
     return [predicted[i] for i in range(len(samples))]
 
 
+def _length(tokenizer, prompt: str, labels: Sequence[str]) -> int:
+    """Tokens of a prompt with its longest label."""
+    return max(len(label_row(tokenizer, prompt, label).tokens) for label in labels)
+
+
 def read_label(text: str, labels: Sequence[str]) -> Prediction:
     """The label that a text is, NONE if it is anything else."""
-    word = text.strip().lower()
-    return Prediction(labels.index(word) if word in labels else NONE, text)
+    word, known = text.strip().lower(), [label.lower() for label in labels]
+    return Prediction(known.index(word) if word in known else NONE, text)
 
 
 @torch.no_grad()
 def _likeliest(model, tokenizer, prompts: list[str], labels: Sequence[str]) -> list[Prediction]:
     """Each prompt's likeliest label, by the summed log-probability of the label's tokens."""
     rows = [label_row(tokenizer, prompt, label) for prompt in prompts for label in labels]
-    longest = max(len(row.tokens) for row in rows)
-    if longest > model.config.max_seq_len:
-        raise UserError(f"a prompt of {longest} tokens exceeds the context; shorten the template")
     was_training = model.training
     model.eval()
     batch = collate(rows, tokenizer.pad_id, model.config.max_seq_len)
@@ -90,14 +100,10 @@ def label_row(tokenizer, prompt: str, label: str) -> Row:
     """BOS + prompt + label as tokens, the label's own as labels. The joined text is encoded, for a
     token may straddle the border, and split by offset: a token that reaches into the label counts.
     """
+    prompt = prompt.rstrip(" ")
     text = f"{prompt} {label}"
     ids, starts = tokenizer.encode_with_offsets(text)
     ends = [*starts[1:], len(text)]
     tokens = torch.tensor([tokenizer.bos_id, *ids])
     is_label = torch.tensor([False, *(end > len(prompt) for end in ends)])
     return Row(tokens, torch.where(is_label, tokens, IGNORED))
-
-
-def correct_ones(predictions: Sequence[Prediction], samples: Sequence[Sample]) -> Iterator[bool]:
-    """Whether each prediction is its sample's label."""
-    return (p.label == s.label for p, s in zip(predictions, samples, strict=True))

@@ -43,18 +43,19 @@ class Run:
             )
         elif resume and not known:
             raise UserError(f"{self.folder}: no run to resume; check --out-dir or drop --resume")
-        elif self.folder.exists() and not known and any(self.folder.iterdir()):
+        elif not known and any(f.name != "metrics.jsonl" for f in self.folder.glob("*")):
             raise UserError(f"{self.folder}: a folder of something else; name another --out-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         if resume:
             self._check_same(read_json(self.folder / "config.json"), config)
-        write_json(self.folder / "config.json", config)
         self.metrics.touch()
+        write_json(self.folder / "config.json", config)
         self.wandb = _start_wandb(wandb_project, self.folder.name, config)
 
     def _check_same(self, before: dict, now: dict) -> None:
         """What a resumed run may not change: all but its length, place and reports."""
-        free = {"max-iters", "epochs", "eval-every", "patience", "save"}
+        free = {"max-iters", "epochs", "eval-every", "patience", "save", "keep-last",
+                "wandb-project"}  # fmt: skip
         changed = [k for k in now if k not in free and before.get(k) != now[k]]
         if changed:
             name = changed[0]
@@ -131,7 +132,12 @@ def _start_wandb(project: str | None, name: str, config: dict):
         print("warning: --wandb-project: wandb is not installed (pip install wandb); going on with "
               "metrics.jsonl alone", file=sys.stderr)  # fmt: skip
         return None
-    return wandb.init(project=project, name=name, config=config, resume="allow")
+    try:
+        return wandb.init(project=project, name=name, config=config)
+    except Exception as error:  # not logged in, or no network: nothing to lose a run for
+        print(f"warning: --wandb-project: {error}; going on with metrics.jsonl alone",
+              file=sys.stderr)  # fmt: skip
+        return None
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -1,4 +1,5 @@
-"""Fetches an official checkpoint into checkpoints/, checks it, and resumes if interrupted.
+"""Fetches an official checkpoint into checkpoints/ and checks it; run again, it takes up where it
+stopped, at the file that was not finished.
 
     python tools/download.py gpt2                  then: python tools/generate.py --checkpoint gpt2
     python tools/download.py gpt2-medium gpt2-large

@@ -11,7 +11,7 @@ Writes results.json and predictions.json to --out-dir.
 
 from pathlib import Path
 
-from minillm.cli import Parser, positive, whole
+from minillm.cli import Parser, positive, settings_of, whole
 from minillm.data.samples import SPLITS
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
@@ -39,14 +39,14 @@ def parse_args(argv=None):
     add("--temperature", type=float, default=0.0, help="0 is greedy")
     add("--top-k", type=int, help="draw from the k likeliest tokens")
     add("--seed", type=whole, default=0)
-    add("--out-dir", help="where to write the two files (default: beside the adapter or model)")
+    add("--out-dir", help="where to write the files (default: in the adapter's or model's folder)")
     return parser.parse_args(argv)
 
 
 def read_split(task: str, data: str | None, split: str, template, n: int | None):
     """The samples of one split, asked in the template's words. Errors: UserError if it is empty."""
     kind = TASKS[task]
-    template = template or find_template(kind.template, kind.field)
+    template = (template or find_template(kind.template)).check_field(kind.field)
     splits = kind.read(data, template) if data else kind.tinyworld(1, 1, template)
     samples = getattr(splits, split)[:n]
     if not samples:
@@ -54,12 +54,13 @@ def read_split(task: str, data: str | None, split: str, template, n: int | None)
     return samples
 
 
-def course_files(folder: Path, samples, answers, report: dict, labels) -> None:
+def course_files(folder: Path, samples, answers, report: dict, settings: dict) -> None:
     """results.json and predictions.json, with the keys that the course's script writes too."""
     predicted = [answer.label for answer in answers]
     write_json(folder / "results.json", {
         "pos_counter": predicted.count(1), "neg_counter": predicted.count(0),
         "accuracy": report["accuracy"], "counter": len(samples), "report": report,
+        "settings": settings,
     })  # fmt: skip
     write_json(folder / "predictions.json", [
         {"response": answer.answer, "true label": sample.label, "predicted label": answer.label}
@@ -96,7 +97,7 @@ def main(argv=None) -> dict:
         folder = Path(args.out_dir or (source if source and Path(source).is_dir() else "."))
         folder = folder / f"evaluation-{args.split}" / by
         folder.mkdir(parents=True, exist_ok=True)
-        course_files(folder, samples, answers, report, labels)
+        course_files(folder, samples, answers, report, settings_of(args))
         print(f"  wrote {folder}/results.json and predictions.json")
     return reports
 

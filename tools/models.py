@@ -70,6 +70,8 @@ def load_model(checkpoint, adapter, layers, tokenizer, template, device, precisi
         checkpoint, layers = notes.get("base"), layers or notes.get("layers")
         if not isinstance(checkpoint, str) or not Path(checkpoint).exists():
             raise UserError(f"{adapter}: its base {checkpoint!r} is not here; add --checkpoint")
+    if checkpoint is None and adapter is not None:
+        raise UserError(f"{adapter}: made elsewhere, its base is not known; add --checkpoint")
     path = find_checkpoint(checkpoint or llama.FAMILY.bundled)
     model, text = family_of(path).load(path, layers, dtype.dtype, device, tokenizer)
     if adapter is not None:

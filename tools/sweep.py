@@ -23,6 +23,7 @@ from tqdm import tqdm
 from minillm.cli import Parser, positive, settings_of
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_json, write_json
+from minillm.hub import find_checkpoint
 from minillm.metrics import paired_test
 from minillm.plots import plot_accuracies, plot_held_out
 from minillm.runs import read_metrics
@@ -150,7 +151,7 @@ def main(argv=None) -> dict[str, dict]:
     common = [*data, "--device", args.device]
     measured = [*common, *(["--samples", str(args.test_samples)] if args.test_samples else [])]
     base = ["--checkpoint", args.checkpoint or "tiny-gpt2"]
-    is_tiny = args.checkpoint is None
+    is_tiny = find_checkpoint(base[1]) == find_checkpoint("tiny-gpt2")
     train_flags = [*(TINY_FLAGS if is_tiny else []), *common, *shlex.split(args.train_flags)]
     full_flags = args.full_flags or (TINY_FULL_FLAGS if is_tiny else FULL_FLAGS)
     cells = plan(ranks, templates, shlex.split(full_flags))

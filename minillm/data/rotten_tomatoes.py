@@ -4,6 +4,7 @@ The answer is a word with its leading space, as it stands in running text and as
 GPT-2's; so a prompt ends without one.
 """
 
+import itertools
 from pathlib import Path
 
 from minillm.data.samples import SPLITS, Sample, Splits, read_rows, split_by_hash, text_field
@@ -53,12 +54,20 @@ def split_by_label(by_label: list[list[str]], template: Template) -> Splits:
     for label, texts in enumerate(by_label):
         cuts = [0, round(0.8 * len(texts)), round(0.9 * len(texts)), len(texts)]
         for part, low, high in zip(parts, cuts, cuts[1:], strict=False):
-            part.append([_sample(text, label, template) for text in texts[low:high]])
-    return Splits(*([s for pair in zip(*part, strict=False) for s in pair] for part in parts))
+            part += [_sample(text, label, template) for text in texts[low:high]]
+    return Splits(*map(alternate, parts))
+
+
+def alternate(samples: list[Sample]) -> list[Sample]:
+    """The same samples with labels in turn for as long as there are both, so that the first N of a
+    file that lists one label after the other are of both."""
+    by_label = [[s for s in samples if s.label == label] for label in range(len(LABELS))]
+    turns = itertools.zip_longest(*by_label)
+    return [sample for turn in turns for sample in turn if sample is not None]
 
 
 def _sample(text: str, label: int, template: Template) -> Sample:
-    return Sample(template.fill(text=text).rstrip(" "), f" {LABELS[label]}", label, row=text)
+    return Sample(template.fill(text=text), f" {LABELS[label]}", label, row=text)
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -73,10 +82,10 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_jsonl(path: Path, template: Template) -> list[Sample]:
-    return [
+    return alternate([
         _sample(text_field(row, "text", where), _label(row, where), template)
         for row, where in read_rows(path)
-    ]
+    ])  # fmt: skip
 
 
 def _label(row: dict, where: str) -> int:

@@ -18,12 +18,22 @@ class Template:
     without_input: str | None = None
 
     def fill(self, **fields: str) -> str:
-        """The prompt of one sample, ending where the response begins. A place without a field of
-        its name is text."""
+        """The prompt of one sample, ending where the response begins: without spaces at its end,
+        for a response brings its own. A place without a field of its name is text."""
         short = self.without_input is not None and not fields.get("input")
         text = self.without_input if short else self.text
         # in one pass, and no format(): braces in the user's text are text
-        return re.sub(r"\{(\w+)\}", lambda place: fields.get(place[1], place[0]), text)
+        text = re.sub(r"\{(\w+)\}", lambda place: fields.get(place[1], place[0]), text)
+        return text.rstrip(" ")
+
+    def check_field(self, field: str) -> "Template":
+        """Errors: UserError if a text has no place for the field."""
+        for text in (self.text, self.without_input):
+            if text is not None and f"{{{field}}}" not in text:
+                raise UserError(
+                    f"template {self.name}: a text without {{{field}}}; write where it goes"
+                )
+        return self
 
     def to_dict(self) -> dict:
         """Plain strings, for JSON."""
@@ -43,8 +53,7 @@ TEMPLATES = {
     "plain": Template("plain", "{instruction}\n{input}\n", "{instruction}\n"),
     "reviews": Template(
         "reviews",
-        "Instruction: Does this review speak well of the film or badly? Answer with one word, "
-        "positive or negative.\nText: {text}\nLabel:",
+        "Instruction: Is this film review positive or negative?\nText: {text}\nLabel:",
     ),
     "reviews-short": Template("reviews-short", "Text: {text}\nLabel:"),
 }
@@ -63,10 +72,7 @@ def find_template(name: str, field: str | None = None) -> Template:
     else:
         known = ", ".join(TEMPLATES)
         raise UserError(f"template {name!r} is unknown; use {known} or a .json file")
-    for text in (template.text, template.without_input):
-        if field is not None and text is not None and f"{{{field}}}" not in text:
-            raise UserError(f"template {name}: a text without {{{field}}}; write where it goes")
-    return template
+    return template if field is None else template.check_field(field)
 
 
 def template_from(content: object, where: str | Path) -> Template:

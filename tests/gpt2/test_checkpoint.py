@@ -92,6 +92,12 @@ def test_without_a_vocabulary_text_is_bytes_with_a_warning(folder, capsys):
     assert "--tokenizer" in capsys.readouterr().err
 
 
+def test_a_model_without_a_vocabulary_is_saved_and_loaded_again(model, folder, tmp_path):
+    (folder / "vocab.json").unlink()
+    save_gpt2(*load_gpt2(folder), tmp_path / "again")
+    assert equal_states(load_gpt2(tmp_path / "again")[0], model)
+
+
 def test_a_model_with_lora_is_not_saved_as_a_plain_one(model, bpe, tmp_path):
     add_lora(model, ("c_attn",), 4)
     with pytest.raises(UserError, match="save_adapter"):

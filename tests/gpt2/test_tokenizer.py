@@ -143,3 +143,20 @@ def test_the_bundled_vocabulary_gives_transformers_ids():
     peer = transformers.AutoTokenizer.from_pretrained(TINY_GPT2)
     for text in [*varied(100), "Nora went to the harbour.\nLabel: positive"]:
         assert tokenizer.encode(text) == peer.encode(text, split_special_tokens=True)
+
+
+def test_the_one_file_that_transformers_writes_is_the_same_vocabulary(bpe, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    bpe.save(tmp_path)
+    transformers.GPT2Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    again = GPT2Tokenizer(tmp_path / "again" / "tokenizer.json")
+    assert again.ranks == bpe.ranks and again.eos_id == bpe.eos_id
+
+
+def test_ids_that_only_pad_the_models_vocabulary_vanish(bpe):
+    assert bpe.decode([*bpe.encode("the cat"), 300, 5000]) == "the cat"
+
+
+def test_a_file_that_is_no_vocabulary_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer\.model: no GPT-2 vocabulary"):
+        GPT2Tokenizer(tmp_path / "tokenizer.model")

@@ -16,7 +16,8 @@ def test_the_interval_of_a_known_share():
 
 
 def test_the_interval_stays_within_zero_and_one():
-    assert wilson_interval(0, 5)[0] == 0 and wilson_interval(5, 5)[1] == 1
+    for n in range(1, 300):
+        assert wilson_interval(0, n)[0] == 0 and wilson_interval(n, n)[1] == 1
     assert wilson_interval(0, 0) == (0, 1)
 
 

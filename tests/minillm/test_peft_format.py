@@ -152,7 +152,7 @@ def test_a_model_without_lora_saves_no_adapter(tmp_path):
 
 
 GPT2_TARGETS = [("c_attn",), ("q", "v"), ("q", "k", "v"), ("c_attn", "c_proj", "c_fc"),
-                ("h.1.attn.c_attn.v",), ("attn.c_proj",)]  # fmt: skip
+                ("h.1.attn.c_attn.v",), ("attn.c_proj",), ("q", "v", "c_proj")]  # fmt: skip
 
 
 @pytest.fixture

@@ -94,3 +94,13 @@ def test_predicting_leaves_the_mode_as_it_was(both):
         for by in ("generation", "likelihood"):
             predict_labels(model, tokenizer, samples(1), LABELS, by)
         assert model.training is mode
+
+
+def test_a_prompt_without_room_in_the_context_counts_as_wrong_alone(both, capsys):
+    model, tokenizer = both
+    long = Sample("cat " * 200 + "Label:", " positive", 1)
+    for by in ("generation", "likelihood"):
+        found = predict_labels(model, tokenizer, [long, *samples()], LABELS, by)
+        assert found[0].label == NONE
+        assert found[1:] == predict_labels(model, tokenizer, samples(), LABELS, by)
+    assert "do not fit" in capsys.readouterr().err

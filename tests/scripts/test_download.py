@@ -46,7 +46,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if status == 404:
             self.send_header("X-Error-Code", "EntryNotFound")
         if status in (200, 206):
-            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            self.send_header("ETag", f'"{self.etag(content)}"')
             self.send_header("X-Repo-Commit", "0" * 40)
             self.send_header("Content-Length", str(len(content) - start))
         else:
@@ -54,6 +54,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if body and status in (200, 206):
             self.wfile.write(content[start:])
+
+    def etag(self, content: bytes) -> str:
+        return hashlib.sha1(content).hexdigest()
 
     def log_message(self, *args):
         pass
@@ -122,8 +125,29 @@ def test_an_index_that_leaves_the_folder_is_not_followed(server, known, tmp_path
         hub.fetch("llama-2-7b", tmp_path, server)
 
 
+def test_a_weight_file_that_is_not_what_the_hub_tells_is_refused(server, tmp_path, monkeypatch):
+    """gpt2-xl has no pinned hash: the hub's own, 64 digits for a large file, must hold."""
+    monkeypatch.setattr(Hub, "etag", lambda self, content: "0" * 64)
+    monkeypatch.setitem(hub.OFFICIAL, "gpt2-xl", hub.Official("x/y", ("model.safetensors",)))
+    with pytest.raises(UserError, match="SHA-256"):
+        hub.fetch("gpt2-xl", tmp_path, server)
+
+
+def test_a_hub_in_trouble_is_quoted(server, tmp_path):
+    Hub.status = 500
+    with pytest.raises(UserError, match="500"):
+        hub.fetch("gpt2", tmp_path, server)
+
+
+def test_a_relative_folder_gets_its_shards_too(server, known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(hub.fetch("llama-2-7b", hub.Path("here"), server)) == 5
+
+
 def test_a_model_that_is_not_here_names_the_command_that_fetches_it():
     with pytest.raises(UserError, match=r"tools/download\.py gpt2-xl"):
         hub.find_checkpoint("gpt2-xl")
+    with pytest.raises(UserError, match=r"tools/download\.py gpt2$"):
+        hub.find_checkpoint("gpt2")  # the folder of that name here is code
     with pytest.raises(UserError, match="check the path"):
         hub.find_checkpoint("no/such/folder")
