@@ -92,12 +92,13 @@ def cell_results(folder: Path, common: list[str]) -> dict:
     """What one trained cell scores with its best and its last checkpoint, and what it trained."""
     kind, flag = ("model", "--checkpoint") if (folder / "model").exists() else (
         "adapter", "--adapter")  # fmt: skip
-    results = {}
-    for name, suffix in zip(CHECKPOINTS, ("", "_last"), strict=True):
-        source = [flag, str(folder / f"{kind}{suffix}")]
-        results[name] = measure(source, folder / f"{kind}{suffix}", common)
     rows = read_metrics(folder / "metrics.jsonl")
     held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
+    results = {"best": measure([flag, str(folder / kind)], folder / kind, common)}
+    results["last"] = results["best"]  # the same weights, if the last evaluation was the best
+    if min(held_out) != rows[-1]["held_out_loss"]:
+        last = folder / f"{kind}_last"
+        results["last"] = measure([flag, str(last)], last, common)
     return results | {"steps": len(rows), "best_held_out_loss": min(held_out)}
 
 

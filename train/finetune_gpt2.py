@@ -29,7 +29,7 @@ def parse_args(argv=None):
     add_flags(parser, targets="c_attn")
     parser.add_argument("--dropout", type=share, default=0.0,
         help="of embeddings, attention weights and both branches of every block")  # fmt: skip
-    parser.set_defaults(  # the course's, but for the rank and what scales with it
+    parser.set_defaults(  # near the course's: its samples, batch, lr and decay
         task="rotten_tomatoes", samples=5000, held_out=1066, epochs=2, lr=2.5e-4, alpha=64,
         batch_size=4, accumulation_steps=32, weight_decay=0.1, eval_every=10,
     )  # fmt: skip
