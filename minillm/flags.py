@@ -14,7 +14,7 @@ from minillm.precision import DTYPES
 def add_flags(parser: Parser, targets: str) -> None:
     """The flags that every fine-tuning script takes; `targets` is the model's default for LoRA."""
     add = add_model_flags(parser).add_argument
-    add("--init", metavar="PRESET", help="random weights of a published size: gpt2, llama-2-7b, ...")
+    add("--init", metavar="PRESET", help="random weights of a published size: gpt2, llama-2-7b")
     add = parser.add_argument_group("data").add_argument
     add("--task", choices=[*TASKS], default="alpaca", help="what the data is")
     add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
