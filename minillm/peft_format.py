@@ -123,7 +123,7 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> d
         expected[f"{name}.lora_A"] = (rank, linear.in_features)
         expected[f"{name}.lora_B"] = (linear.out_features, rank)
     check_names(expected, {key: lazy.shape for key, lazy in tensors.items()}, file)
-    parts, ranks = _read_shape(folder, notes, modules, names)
+    parts, ranks = _read_shape(folder, notes, modules, names, settings["rank"])
     for name in names:
         own, rank = parts.get(name, []), ranks.get(name, settings["rank"])
         share = rank // max(1, len(own))
@@ -139,7 +139,9 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> d
     return notes
 
 
-def _read_shape(folder: Path, notes: dict, modules: dict, names: list[str]) -> tuple[dict, dict]:
+def _read_shape(
+    folder: Path, notes: dict, modules: dict, names: list[str], file_rank: int
+) -> tuple[dict, dict]:
     """minillm.json's {module: slices} and {module: rank, where below the file's}. Errors: UserError
     unless the model has those slices and they share their rank."""
     parts, ranks = notes.get("parts") or {}, notes.get("ranks") or {}
@@ -148,8 +150,7 @@ def _read_shape(folder: Path, notes: dict, modules: dict, names: list[str]) -> t
         and set(map(str, own)) <= set(getattr(modules[name], "parts", ()))
         for name, own in parts.items()
     ) and all(name in names and type(rank) is int and rank > 0 for name, rank in ranks.items())
-    rank = Fields(folder / "adapter_config.json").whole("r")
-    if not is_sound or any(ranks.get(n, rank) % len(own) for n, own in parts.items()):
+    if not is_sound or any(ranks.get(n, file_rank) % len(own) for n, own in parts.items()):
         raise UserError(f"{folder / 'minillm.json'}: parts or ranks fit no such layer; save again")
     return parts, ranks
 
