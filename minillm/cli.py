@@ -4,7 +4,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minillm.errors import UserError
@@ -138,6 +138,18 @@ def amount(text: str) -> float:
 def share(text: str) -> float:
     """A number from 0 up to, not including, 1."""
     return _within(float(text), 0.0, 1 - 2**-53, "a number from 0 to below 1")
+
+
+def several(kind: Callable[[str], object]) -> Callable[[str], list]:
+    """Values of a kind with commas between."""
+
+    def values(text: str) -> list:
+        try:
+            return [kind(part.strip()) for part in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: numbers with commas between") from None
+
+    return values
 
 
 def _within(value: float, low: float, high: float, wanted: str) -> float:

@@ -6,32 +6,33 @@
 Every cell is a run of train/finetune_gpt2.py in a process of its own, then measured on the test
 split by generation, with the checkpoint that was best on validation and with the last one. A cell
 that is done is not done again: run the same command after an interruption. Writes report.md,
-table.csv, accuracy.png and loss.png. `--train-flags "--epochs 4 --lr 1e-3"` goes to every run,
-`--full-flags` after it to full fine-tuning, which wants a lower learning rate than LoRA; the
-bundled model has its own of both (train/tiny_gpt2.json).
+table.csv, accuracy.png and loss.png.
+
+With alpha at four times the rank, an optimizer step moves the weights the further the larger the
+rank is, so one learning rate does not suit all: `--lrs` gives each rank its own, `--full-flags`
+full fine-tuning. The bundled model comes with both.
 """
 
-import csv
-import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from minillm.cli import Parser, positive, settings_of
+from minillm.cli import Parser, amount, positive, settings_of, several
+from minillm.data.templates import find_template
 from minillm.errors import UserError, friendly_errors
-from minillm.files import read_json, write_json
+from minillm.files import read_json
 from minillm.hub import find_checkpoint
 from minillm.metrics import paired_test
 from minillm.plots import plot_accuracies, plot_held_out
 from minillm.runs import read_metrics
 from tools import evaluate
+from tools.cells import done_once, open_experiment, run_script, write_report
 
 SCRIPT = Path(__file__).parent.parent / "train" / "finetune_gpt2.py"
-TINY_FLAGS = ["--config", str(SCRIPT.with_name("tiny_gpt2.json"))]
-TINY_FULL_FLAGS, FULL_FLAGS = "--lr 1e-3 --dropout 0.05", "--lr 5e-5 --dropout 0.05"
+FULL_FLAGS = "--lr 5e-5 --dropout 0.05"
+TINY = {"train": ["--config", str(SCRIPT.with_name("tiny_gpt2.json"))],
+        "full": "--lr 1e-3 --dropout 0.05", "lrs": [3e-3, 5e-4, 5e-4]}  # fmt: skip
 CHECKPOINTS = ("best", "last")
 
 
@@ -39,24 +40,43 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--out-dir", required=True, help="folder of the sweep; its cells are folders in it")
-    add("--checkpoint", "--init-from", metavar="NAME|PATH", help="base (default: tiny-gpt2)")
+    add("--checkpoint", "--init-from", metavar="NAME|PATH", default="tiny-gpt2",
+        help="base (default: tiny-gpt2)")  # fmt: skip
+    add("--layers", type=positive, help="keep only the first N layers")
     add("--data", help="Rotten Tomatoes' files (default: tinyworld's reviews)")
-    add("--ranks", default="16,128,196", help="LoRA ranks, with alpha four times the rank")
+    add("--ranks", type=several(positive), default=[16, 128, 196],
+        help="LoRA ranks, with alpha four times the rank (default: 16,128,196)")  # fmt: skip
+    add("--lrs", type=several(amount), help="learning rate of each rank, or one for all")
     add("--templates", default="reviews,reviews-short",
         help="prompts: the first for all cells, the others also at the middle rank")  # fmt: skip
-    add("--train-flags", default="", help="flags for every run of finetune_gpt2.py")
-    add("--full-flags", help=f"flags for full fine-tuning (default: {FULL_FLAGS}, or "
-        f"{TINY_FULL_FLAGS} for the bundled model)")  # fmt: skip
+    add("--train-flags", default="", help="flags for every run of finetune_gpt2.py, in quotes")
+    add("--full-flags", help=f"flags for full fine-tuning, after those (default: {FULL_FLAGS})")
     add("--test-samples", type=positive, help="measure on the first N of the test split")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser.parse_args(argv)
 
 
-def plan(ranks: list[int], templates: list[str], full_flags: list[str]) -> dict[str, list[str]]:
+def complete(args) -> None:
+    """Fills in what the bundled model has of its own. Errors: UserError for rates that are not one
+    or one for each rank, or a base that is not there."""
+    is_tiny = find_checkpoint(args.checkpoint) == find_checkpoint("tiny-gpt2")
+    args.full_flags = args.full_flags or (TINY["full"] if is_tiny else FULL_FLAGS)
+    args.train_flags = [*(TINY["train"] if is_tiny else []), *shlex.split(args.train_flags)]
+    if args.lrs is None and is_tiny and len(args.ranks) == len(TINY["lrs"]):
+        args.lrs = TINY["lrs"]
+    if args.lrs is not None and len(args.lrs) not in (1, len(args.ranks)):
+        raise UserError(f"--lrs: {len(args.lrs)} for {len(args.ranks)} ranks; give one for each")
+
+
+def plan(
+    ranks: list[int], lrs: list[float] | None, templates: list[str], full_flags: list[str]
+) -> dict[str, list[str]]:
     """The flags of each cell, by its title: the rows of the course's three tables."""
+    lr_of = dict(zip(ranks, lrs * len(ranks) if len(lrs) == 1 else lrs, strict=True)) if lrs else {}
 
     def lora(rank: int, alpha: int, template: str = templates[0]) -> list[str]:
-        return ["--rank", str(rank), "--alpha", str(alpha), "--template", template]
+        flags = ["--rank", str(rank), "--alpha", str(alpha), "--template", template]
+        return [*flags, "--lr", str(lr_of[rank])] if lrs else flags
 
     middle = ranks[len(ranks) // 2]
     cells = {f"LoRA r {rank}, alpha {4 * rank}": lora(rank, 4 * rank) for rank in ranks}
@@ -67,114 +87,97 @@ def plan(ranks: list[int], templates: list[str], full_flags: list[str]) -> dict[
     return cells
 
 
-def run_cell(folder: Path, flags: list[str]) -> None:
-    """Trains one cell, continuing what is there. Errors: UserError with the script's own line."""
-    if (folder / "metrics.jsonl").exists():
-        flags = [*flags, "--resume"]
-    command = [sys.executable, str(SCRIPT), "--out-dir", str(folder), "--keep-last", *flags]
-    with (folder.parent / f"{folder.name}.log").open("w") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
-        reason = lines[-1].removeprefix("error: ") if lines else done.stderr[-300:]
-        raise UserError(f"{folder}: the run failed: {reason}")
-
-
-def measure(source: list[str], folder: Path, common: list[str]) -> dict:
+def measure(flags: list[str], folder: Path) -> dict:
     """Test accuracy by generation, and which rows were right. Errors: UserError."""
-    report = evaluate.main([*source, *common, "--by", "generation", "--out-dir", str(folder)])
+    report = evaluate.main([*flags, "--by", "generation", "--out-dir", str(folder)])
     rows = read_json(folder / "evaluation-test" / "generation" / "predictions.json")
     right = [row["true label"] == row["predicted label"] for row in rows]
     return {"report": report["generation"], "right": right}
 
 
-def cell_results(folder: Path, common: list[str]) -> dict:
-    """What one trained cell scores with its best and its last checkpoint, and what it trained."""
+def train_and_measure(folder: Path, flags: list[str], measured: list[str]) -> dict:
+    """Trains one cell and measures what it kept: its best checkpoint, and its last."""
+    run_script(SCRIPT, folder, ["--keep-last", *flags])
     kind, flag = ("model", "--checkpoint") if (folder / "model").exists() else (
         "adapter", "--adapter")  # fmt: skip
     rows = read_metrics(folder / "metrics.jsonl")
     held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
-    results = {"best": measure([flag, str(folder / kind)], folder / kind, common)}
+    results = {"best": measure([flag, str(folder / kind), *measured], folder / kind)}
     results["last"] = results["best"]  # the same weights, if the last evaluation was the best
     if min(held_out) != rows[-1]["held_out_loss"]:
         last = folder / f"{kind}_last"
-        results["last"] = measure([flag, str(last)], last, common)
-    return results | {"steps": len(rows), "best_held_out_loss": min(held_out)}
+        results["last"] = measure([flag, str(last), *measured], last)
+    lr = read_json(folder / "config.json")["lr"]
+    return results | {"lr": lr, "steps": len(rows), "best held-out loss": min(held_out)}
 
 
-def write_report(folder: Path, results: dict[str, dict], settings: dict) -> None:
-    """report.md and table.csv: a row per cell and checkpoint, with a paired test against the
-    first trained cell's same checkpoint."""
+def table(results: dict[str, dict]) -> list[dict]:
+    """A row per cell and checkpoint, with a paired test against the first trained cell's same
+    checkpoint."""
     first = next(title for title in results if title != "no tuning")
-    header = ["cell", "checkpoint", "accuracy", "95 % low", "95 % high", "unparseable",
-              "best held-out loss", "p against first"]  # fmt: skip
     rows = []
     for title, result in results.items():
-        for checkpoint in CHECKPOINTS:
-            if checkpoint not in result:
-                continue
+        for checkpoint in (name for name in CHECKPOINTS if name in result):
             report, right = result[checkpoint]["report"], result[checkpoint]["right"]
             test = paired_test(right, results[first][checkpoint]["right"])
-            p = "" if title == first else f"{test['p_value']:.3g}"
-            loss = result.get("best_held_out_loss")
-            rows.append([title, checkpoint, *(f"{v:.4f}" for v in (
-                report["accuracy"], *report["interval_95"], report["unparseable_share"])),
-                "" if loss is None else f"{loss:.4f}", p])  # fmt: skip
+            low, high = report["interval_95"]
+            rows.append({
+                "cell": title, "checkpoint": checkpoint, "accuracy": f"{report['accuracy']:.2%}",
+                "95 % interval": f"{low:.2%} to {high:.2%}",
+                "unparseable": f"{report['unparseable_share']:.2%}",
+                "p against first": None if title == first else test["p_value"],
+                "lr": result.get("lr"), "steps": result.get("steps"),
+                "best held-out loss": result.get("best held-out loss"),
+            })  # fmt: skip
+    return rows
+
+
+def summarize(folder: Path, results: dict[str, dict], settings: dict) -> None:
+    """The sweep's report, table and pictures."""
+    first = [*results][1]
     n = results[first]["best"]["report"]
-    with (folder / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(r) for r in rows)]
     note = (
         f"Test split, n = {n['n']}; always giving the commonest label scores "
-        f"{n['majority_baseline']:.4f}. Accuracy by generation, greedy: anything but a label "
+        f"{n['majority_baseline']:.2%}. Accuracy by generation, greedy: anything but a label "
         "counts as wrong. Intervals: Wilson, 95 %. p: McNemar's exact test, same rows, against "
         f'"{first}", same checkpoint; one seed each, so it says nothing about other seeds.\n'
         "best: the checkpoint with the lowest held-out loss; last: the last step's."
     )
-    table = "\n".join(f"| {line} |" for line in lines)
-    text = f"# Sweep\n\n{note}\n\n{table}\n\n```\n{json.dumps(settings, indent=1)}\n```\n"
-    (folder / "report.md").write_text(text)
+    plot_accuracies(results, folder / "accuracy.png")
+    curves = {title: read_metrics(folder / f"cell-{i}" / "metrics.jsonl")
+              for i, title in enumerate(results) if i}  # fmt: skip
+    plot_held_out(curves, folder / "loss.png")
+    pictures = ["accuracy.png", "loss.png"]
+    write_report(folder, "Sweep", note, table(results), settings, pictures)
+    print((folder / "report.md").read_text())
 
 
 def main(argv=None) -> dict[str, dict]:
     args = parse_args(argv)
-    folder, templates = Path(args.out_dir), args.templates.split(",")
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = settings_of(args)
-    if (folder / "sweep.json").exists() and read_json(folder / "sweep.json") != settings:
-        raise UserError(f"{folder}: a sweep with other settings; name another --out-dir")
-    write_json(folder / "sweep.json", settings)
-    try:
-        ranks = [int(rank) for rank in args.ranks.split(",")]
-    except ValueError:
-        raise UserError(f"--ranks {args.ranks}: whole numbers with commas between") from None
-    data = ["--data", args.data] if args.data else []
-    common = [*data, "--device", args.device]
+    complete(args)
+    templates = args.templates.split(",")
+    for template in templates:
+        find_template(template, "text")
+    cells = plan(args.ranks, args.lrs, templates, shlex.split(args.full_flags))
+    folder = open_experiment(args.out_dir, settings_of(args))
+    common = ["--device", args.device, *(["--data", args.data] if args.data else [])]
+    layers = ["--layers", str(args.layers)] if args.layers else []
+    base = ["--checkpoint", args.checkpoint, *layers]
     measured = [*common, *(["--samples", str(args.test_samples)] if args.test_samples else [])]
-    base = ["--checkpoint", args.checkpoint or "tiny-gpt2"]
-    is_tiny = find_checkpoint(base[1]) == find_checkpoint("tiny-gpt2")
-    train_flags = [*(TINY_FLAGS if is_tiny else []), *common, *shlex.split(args.train_flags)]
-    full_flags = args.full_flags or (TINY_FULL_FLAGS if is_tiny else FULL_FLAGS)
-    cells = plan(ranks, templates, shlex.split(full_flags))
-    results: dict[str, dict] = {}
-    for number, title in enumerate(tqdm(["no tuning", *cells], desc="cells", unit="cell")):
-        done = folder / f"cell-{number}.json"
-        if not done.exists():
-            cell = folder / f"cell-{number}"
-            if title == "no tuning":
-                untuned = [*base, "--template", templates[0]]
-                result = {"best": measure(untuned, cell, measured)}
-            else:
-                run_cell(cell, [*base, *train_flags, *cells[title]])
-                result = cell_results(cell, measured)
-            write_json(done, result | {"title": title}, indent=None)
-        results[title] = read_json(done)
-    write_report(folder, results, settings)
-    plot_accuracies(results, folder / "accuracy.png")
-    curves = {t: read_metrics(folder / f"cell-{i}" / "metrics.jsonl")
-              for i, t in enumerate(cells, 1)}  # fmt: skip
-    plot_held_out(curves, folder / "loss.png")
-    print((folder / "report.md").read_text())
+
+    def untuned() -> dict:
+        flags = [*base, "--template", templates[0], *measured]
+        return {"best": measure(flags, folder / "cell-0")}
+
+    def trained(number: int, title: str) -> dict:
+        flags = [*base, *args.train_flags, *common, *cells[title]]
+        return train_and_measure(folder / f"cell-{number}", flags, measured)
+
+    results = {"no tuning": done_once(folder / "cell-0.json", untuned)}
+    for number, title in enumerate(tqdm(cells, desc="cells", unit="cell"), 1):
+        kept = folder / f"cell-{number}.json"
+        results[title] = done_once(kept, lambda n=number, t=title: trained(n, t))
+    summarize(folder, results, settings_of(args))
     return results
 
 

@@ -173,16 +173,27 @@ def test_a_sweep_fills_its_tables_and_resumes_cell_by_cell(tmp_path):
 
 
 def test_a_sweep_has_the_rows_of_the_courses_tables():
-    cells = sweep.plan([16, 128, 196], ["reviews", "reviews-short"], ["--dropout", "0.05"])
+    cells = sweep.plan(
+        [16, 128, 196], [3e-3, 1e-3, 8e-4], ["reviews", "reviews-short"], ["--dropout", "0.05"]
+    )
     assert [*cells] == [
         "LoRA r 16, alpha 64", "LoRA r 128, alpha 512", "LoRA r 196, alpha 784",
         "full fine-tuning", "LoRA r 16, alpha 256", "LoRA r 128, prompt reviews-short",
     ]  # fmt: skip
     assert cells["full fine-tuning"][:2] == ["--rank", "0"]
+    assert cells["LoRA r 128, prompt reviews-short"][-2:] == ["--lr", "0.001"]
+
+
+@pytest.mark.parametrize("flags", [["--templates", "reviews,poem"], ["--ranks", "8,x"],
+                                   ["--lrs", "1e-3,1e-4"]])  # fmt: skip
+def test_a_sweep_refuses_what_it_cannot_do_before_its_first_cell(flags, tmp_path):
+    with pytest.raises(UserError):
+        sweep.main(["--out-dir", str(tmp_path / "s"), *flags])
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_sweep_with_other_settings_wants_another_folder(tmp_path):
-    (tmp_path / "sweep.json").write_text("{}")
+    (tmp_path / "experiment.json").write_text("{}")
     with pytest.raises(UserError, match="--out-dir"):
         sweep.main(["--out-dir", str(tmp_path)])
 

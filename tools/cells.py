@@ -1,0 +1,65 @@
+"""Experiments of many cells: each done once, in a process of its own, its numbers kept as JSON."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from minillm.errors import UserError
+from minillm.files import read_json, write_json
+
+
+def open_experiment(folder: str | Path, settings: dict) -> Path:
+    """The experiment's folder, new or begun with the same settings. Errors: UserError if it holds
+    one with others."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "experiment.json"
+    if kept.exists() and read_json(kept) != settings:
+        raise UserError(f"{folder}: an experiment with other settings; name another --out-dir")
+    write_json(kept, settings)
+    return folder
+
+
+def done_once(path: Path, work: Callable[[], dict]) -> dict:
+    """What `work` returns: computed and written to `path`, or read from there."""
+    if not path.exists():
+        write_json(path, work(), indent=None)
+    return read_json(path)
+
+
+def run_script(script: Path, folder: Path, flags: list[str]) -> None:
+    """Runs a training script with `folder` as its run, continuing what is there; what it prints
+    goes to FOLDER.log. Errors: UserError with the script's own line."""
+    if (folder / "metrics.jsonl").exists():
+        flags = [*flags, "--resume"]
+    command = [sys.executable, str(script), "--out-dir", str(folder), *flags]
+    with folder.with_name(f"{folder.name}.log").open("w") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
+        reason = lines[-1].removeprefix("error: ") if lines else done.stderr[-300:]
+        raise UserError(f"{folder}: the run failed: {reason}")
+
+
+def write_report(
+    folder: Path, title: str, note: str, rows: list[dict], settings: dict, pictures: list[str]
+) -> None:
+    """report.md and table.csv: a line per row, a column per key; what a row lacks stays empty."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [[_cell(row.get(key)) for key in header] for row in rows]
+    with (folder / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *lines])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
+    shown = "\n".join(f"![{name}]({name})" for name in pictures)
+    kept = json.dumps(settings, indent=1)
+    text = f"# {title}\n\n{note}\n\n{table}\n\n{shown}\n\n```json\n{kept}\n```\n"
+    (folder / "report.md").write_text(text)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
