@@ -56,16 +56,19 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def complete(args) -> None:
-    """Fills in what the bundled model has of its own. Errors: UserError for rates that are not one
-    or one for each rank, or a base that is not there."""
-    is_tiny = find_checkpoint(args.checkpoint) == find_checkpoint("tiny-gpt2")
-    args.full_flags = args.full_flags or (TINY["full"] if is_tiny else FULL_FLAGS)
-    args.train_flags = [*(TINY["train"] if is_tiny else []), *shlex.split(args.train_flags)]
-    if args.lrs is None and is_tiny and len(args.ranks) == len(TINY["lrs"]):
-        args.lrs = TINY["lrs"]
-    if args.lrs is not None and len(args.lrs) not in (1, len(args.ranks)):
-        raise UserError(f"--lrs: {len(args.lrs)} for {len(args.ranks)} ranks; give one for each")
+def own_flags(
+    checkpoint: str, n_ranks: int, lrs: list[float] | None, train: str, full: str | None
+) -> tuple[list[float] | None, list[str], list[str]]:
+    """Rates of the ranks, flags of all runs and those of full fine-tuning: as given, or what suits
+    the bundled model. Errors: UserError if the rates are not one, or one for each rank."""
+    is_tiny = find_checkpoint(checkpoint) == find_checkpoint("tiny-gpt2")
+    full = full or (TINY["full"] if is_tiny else FULL_FLAGS)
+    flags = [*(TINY["train"] if is_tiny else []), *shlex.split(train)]
+    if lrs is None and is_tiny and n_ranks == len(TINY["lrs"]):
+        lrs = TINY["lrs"]
+    if lrs is not None and len(lrs) not in (1, n_ranks):
+        raise UserError(f"--lrs: {len(lrs)} for {n_ranks} ranks; give one for each")
+    return lrs, flags, shlex.split(full)
 
 
 def plan(
@@ -154,11 +157,13 @@ def summarize(folder: Path, results: dict[str, dict], settings: dict) -> None:
 
 def main(argv=None) -> dict[str, dict]:
     args = parse_args(argv)
-    complete(args)
+    lrs, train_flags, full_flags = own_flags(
+        args.checkpoint, len(args.ranks), args.lrs, args.train_flags, args.full_flags
+    )
     templates = args.templates.split(",")
     for template in templates:
         find_template(template, "text")
-    cells = plan(args.ranks, args.lrs, templates, shlex.split(args.full_flags))
+    cells = plan(args.ranks, lrs, templates, full_flags)
     folder = open_experiment(args.out_dir, settings_of(args))
     common = ["--device", args.device, *(["--data", args.data] if args.data else [])]
     layers = ["--layers", str(args.layers)] if args.layers else []
@@ -170,7 +175,7 @@ def main(argv=None) -> dict[str, dict]:
         return {"best": measure(flags, folder / "cell-0")}
 
     def trained(number: int, title: str) -> dict:
-        flags = [*base, *args.train_flags, *common, *cells[title]]
+        flags = [*base, *train_flags, *common, *cells[title]]
         return train_and_measure(folder / f"cell-{number}", flags, measured)
 
     results = {"no tuning": done_once(folder / "cell-0.json", untuned)}
