@@ -24,8 +24,7 @@ from minillm.weights import (
 )
 
 TRANSPOSED = re.compile(r".*\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
-# causal masks that old versions stored, and the head, which is the token embedding
-IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight")
+IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks that old versions stored
 
 
 def load_gpt2(
@@ -73,8 +72,8 @@ def open_hf(folder: Path) -> tuple[GPT2Config, dict[str, LazyTensor]]:
     tensors = {}
     for key, lazy in found.items():
         name = key.removeprefix(prefix)
-        if IGNORED.fullmatch(name):
-            continue
+        if IGNORED.fullmatch(name) or (config.tied_head and name == "lm_head.weight"):
+            continue  # a tied head may be stored twice
         if TRANSPOSED.fullmatch(name) and len(lazy.shape) == 2:
             lazy = lazy.through(Tensor.t, lazy.shape[::-1])
         tensors[name] = lazy
@@ -94,7 +93,6 @@ def _hf_config(path: Path) -> GPT2Config:
         "scale_attn_weights": not p.get("scale_attn_weights", True),
         "scale_attn_by_inverse_layer_idx": p.get("scale_attn_by_inverse_layer_idx", False),
         "add_cross_attention": p.get("add_cross_attention", False),
-        "tie_word_embeddings": not p.get("tie_word_embeddings", True),
         "quantization_config": p.get("quantization_config") is not None,
     }
     for field, bad in refused.items():
@@ -104,6 +102,7 @@ def _hf_config(path: Path) -> GPT2Config:
         GPT2Config,
         width, p.whole("n_layer"), p.whole("n_head"), p.whole("vocab_size", 50257),
         p.whole("n_positions", 1024), p.number("layer_norm_epsilon", 1e-5),
+        p.get("tie_word_embeddings", True) is not False,
     )  # fmt: skip
 
 
@@ -115,7 +114,8 @@ def save_gpt2(model: GPT2, tokenizer: GPT2Tokenizer, folder: str | Path) -> None
     folder = Path(folder)
     check_saveable(model, folder)
     tensors = {
-        f"transformer.{name}": weight.t() if TRANSPOSED.fullmatch(name) else weight
+        name if name.startswith(model.HEAD) else f"transformer.{name}":
+        weight.t() if TRANSPOSED.fullmatch(name) else weight
         for name, weight in model.state_dict().items()
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def _to_hf_config(model: GPT2, tokenizer: GPT2Tokenizer) -> dict:
         "vocab_size": c.vocab_size,
         "layer_norm_epsilon": c.norm_eps,
         "activation_function": "gelu_new",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": c.tied_head,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "dtype": dtype,

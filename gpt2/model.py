@@ -32,6 +32,7 @@ class GPT2Config:
     vocab_size: int = 50257
     max_seq_len: int = 1024
     norm_eps: float = 1e-5
+    tied_head: bool = True  # the head shares the token embedding's matrix
 
     def __post_init__(self):
         check_sizes(self)
@@ -118,6 +119,8 @@ class GPT2(nn.Module):
     once more as the vocabulary projection (a tied head)."""
 
     FAN_IN_FAN_OUT = True  # Hugging Face stores these layers transposed (Conv1D)
+    BRANCH_ENDS = ("attn.c_proj", "mlp.c_proj")  # of every block: where adapters go
+    HEAD = "lm_head"  # where it is not tied
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -129,6 +132,8 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.max_seq_len, config.dim)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.ln_f = nn.LayerNorm(config.dim, config.norm_eps)
+        if not config.tied_head:
+            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.init_weights()
 
     @torch.no_grad()
@@ -173,7 +178,20 @@ class GPT2(nn.Module):
         x = x[:, columns.n_prompt :]  # (B, T, D)
         if logits_at is not None:
             x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
-        return F.linear(self.ln_f(x), self.wte.weight)  # (..., V)
+        x = self.ln_f(x)
+        if self.config.tied_head:
+            return F.linear(x, self.wte.weight)  # (..., V)
+        return self.lm_head(x)  # (..., V)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding (V, D)."""
+        return self.wte
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, first to last."""
+        return self.h
 
     def new_cache(
         self,
@@ -189,4 +207,5 @@ class GPT2(nn.Module):
 
     def hf_names(self) -> dict[str, tuple[str, int]]:
         """{our module: (Hugging Face's name, 0)}: the same names under `transformer.`."""
-        return {name: (f"transformer.{name}", 0) for name, _ in self.named_modules() if name}
+        names = {name: (f"transformer.{name}", 0) for name, _ in self.named_modules() if name}
+        return names | {self.HEAD: (self.HEAD, 0)}

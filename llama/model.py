@@ -172,6 +172,8 @@ class Llama(nn.Module):
     """LLaMA-2: token embedding, n_layers blocks, final norm, vocabulary projection."""
 
     FAN_IN_FAN_OUT = False  # Hugging Face stores linear layers as (out, in), like ours
+    BRANCH_ENDS = ("attention.wo", "feed_forward.w2")  # of every block: where adapters go
+    HEAD = "output"  # where it is not tied
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -229,6 +231,16 @@ class Llama(nn.Module):
         if self.config.tied_head:
             return F.linear(x, self.tok_embeddings.weight)  # (..., V)
         return self.output(x)  # (..., V)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding (V, D)."""
+        return self.tok_embeddings
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, first to last."""
+        return self.layers
 
     def new_cache(
         self,

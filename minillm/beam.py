@@ -49,7 +49,7 @@ def _search(model, prompt, max_new_tokens, n_beams, use_cache, length_penalty, e
     cache = model.new_cache(1, len(prompt) + max_new_tokens) if use_cache else None
     best, best_score = [], float("-inf")
     for n in range(1, max_new_tokens + 1):
-        new = tokens if cache is None else tokens[:, cache.length :]
+        new = tokens if cache is None else tokens[:, cache.length - cache.n_prefix :]
         last = torch.zeros_like(new, dtype=torch.bool)
         last[:, -1] = True
         scores = sums[:, None] + model(new, cache, logits_at=last).float().log_softmax(-1)

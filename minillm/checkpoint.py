@@ -73,6 +73,11 @@ def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
 
 
 def check_saveable(model: nn.Module, folder: Path) -> None:
-    """Errors: UserError if the model carries LoRA layers: those are saved by save_adapter."""
-    if any(".lora_" in name for name in model.state_dict()):
+    """Errors: UserError if the model carries what a plain one of its config does not (LoRA,
+    adapters, added biases): that is saved by save_adapter."""
+    plain = empty_model(lambda: type(model)(model.config)).state_dict().keys()
+    more = [name for name in model.state_dict() if name not in plain]
+    if any(".lora_" in name for name in more):
         raise UserError(f"{folder}: the model has LoRA layers; save_adapter, or fold_lora first")
+    if more:
+        raise UserError(f"{folder}: {more[0]} is in no plain model's file; save_adapter instead")

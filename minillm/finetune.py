@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from minillm.adapt.lora import add_lora, mark_only_lora_as_trainable
+from minillm.adapt.methods import METHODS
 from minillm.checkpoint import check_tokenizer, empty_model, materialize
 from minillm.data.batches import Batches, Encoded, encode_samples
-from minillm.data.samples import Sample
+from minillm.data.samples import Sample, shorten
 from minillm.data.tasks import TASKS
 from minillm.data.templates import Template, find_template
 from minillm.errors import UserError
@@ -28,6 +28,7 @@ from minillm.runs import Run
 from minillm.training import Progress, load_trainable
 
 EVAL_BATCH = 32  # rows in a batch of held-out samples
+SHOWN_TOKENS = 60  # of an answer
 
 
 def load_base(
@@ -92,28 +93,11 @@ def prepare_data(
     return Data(*encoded, sides[1], kind.labels, found)
 
 
-def adapt(model: nn.Module, method: str, targets: str, rank: int, alpha: float, dropout: float):
-    """Makes exactly the method's tensors trainable. Returns a line that explains their number."""
-    base = sum(p.numel() for p in model.parameters())
-    if method == "full":
-        return f"full fine-tuning: all {base:,} parameters"
-    if alpha == 0:
-        raise UserError("--alpha 0: the update would count for nothing; give a positive number")
-    names = [target.strip() for target in targets.split(",") if target.strip()]
-    n_layers = add_lora(model, names, rank, alpha, dropout)
-    mark_only_lora_as_trainable(model)
-    added = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return (
-        f"LoRA rank {rank}, alpha {alpha:g} (scale {alpha / rank:g}) on {n_layers} layers "
-        f"({', '.join(names)}): {added:,} trainable, which is {100 * added / base:.4f} % of the "
-        f"base's {base:,} parameters and {100 * added / (base + added):.4f} % of base + LoRA"
-    )
-
-
 def show_sample(model: nn.Module, tokenizer, sample: Sample, title: str) -> None:
     """Prints what the model answers, greedily, to one held-out prompt."""
+    sample = shorten(sample, tokenizer, model.config.max_seq_len - SHOWN_TOKENS)
     tokens = tokenizer.encode(sample.prompt, bos=True)
-    (new,) = generate(model, [tokens], 60, eos_id=tokenizer.eos_id)
+    (new,) = generate(model, [tokens], SHOWN_TOKENS, eos_id=tokenizer.eos_id)
     print(f"{title:>8}: {tokenizer.decode(new).strip()!r}", flush=True)
 
 
@@ -171,7 +155,8 @@ def keep(
             family.save(model, tokenizer, folder)
             write_json(folder / "template.json", template.to_dict())
         else:
-            save_adapter(model, run.folder / f"adapter{suffix}", base, template.to_dict())
+            folder = run.folder / f"adapter{suffix}"
+            save_adapter(model, folder, base, template.to_dict(), method)
 
     if keep_last:
         save("_last")
@@ -184,8 +169,14 @@ def keep(
 
 
 def frozen_dtype(name: str, method: str, compute: torch.dtype) -> torch.dtype:
-    """How the base is stored: trained weights in fp32 always, frozen ones as asked or computed."""
-    if method == "full":
+    """How the base is stored: what is trained in fp32 always, frozen weights as asked or computed.
+
+    Errors: UserError for a dtype that the method or the precision does not go with.
+    """
+    if METHODS[method].in_place:
+        if name not in ("auto", "fp32"):
+            raise UserError(f"--frozen-dtype {name}: {method} trains the base's own tensors, which "
+                            "are kept in fp32; leave it out")  # fmt: skip
         return torch.float32
     frozen = compute if name == "auto" else DTYPES[name]
     if frozen != compute and torch.float32 not in (frozen, compute):

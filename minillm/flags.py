@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from minillm.adapt.methods import METHODS
 from minillm.cli import Parser, add_model_flags, amount, positive, share, whole
 from minillm.data.tasks import TASKS
 from minillm.errors import UserError
@@ -11,8 +12,9 @@ from minillm.files import read_json
 from minillm.precision import DTYPES
 
 
-def add_flags(parser: Parser, targets: str) -> None:
-    """The flags that every fine-tuning script takes; `targets` is the model's default for LoRA."""
+def add_flags(parser: Parser, targets: str, lr: float) -> None:
+    """The flags that every fine-tuning script takes; `targets` (of LoRA) and `lr` are the script's
+    defaults."""
     add = add_model_flags(parser).add_argument
     add("--init", metavar="PRESET", help="random weights of a published size: gpt2, llama-2-7b")
     add = parser.add_argument_group("data").add_argument
@@ -23,14 +25,26 @@ def add_flags(parser: Parser, targets: str) -> None:
     add("--held-out", type=positive, default=100, help="measure the loss on at most N samples")
     add("--max-length", type=positive, default=512, help="tokens of a sample, EOS included")
     add = parser.add_argument_group("method").add_argument
-    add("--method", choices=["lora", "full"], default="lora", help="what is trained")
+    add("--method", choices=[*METHODS], default="lora", help="what is trained: "
+        + "; ".join(f"{name}: {method.about}" for name, method in METHODS.items()))  # fmt: skip
     add("--rank", "--lora-rank", type=whole, default=16,
         help="LoRA: rows of A; 0 is full fine-tuning")  # fmt: skip
     add("--alpha", "--lora-alpha", type=amount, default=32,
         help="LoRA: the update counts alpha / rank")  # fmt: skip
     add("--lora-dropout", type=share, default=0.05, help="LoRA: dropout on its input")
     add("--targets", default=targets, help=f"LoRA: layers, comma-separated (default: {targets})")
-    _add_training_flags(parser)
+    add("--bottleneck", type=positive, default=16, help="adapters: width")
+    add("--virtual-tokens", type=positive, default=20,
+        help="prompt_tuning, prefix_tuning: how many trained columns")  # fmt: skip
+    add("--prompt-text", default="[SUMMARIZE]",
+        help="prompt_tuning, prefix_tuning: the words they start as; '' for random")  # fmt: skip
+    add("--prefix-hidden", type=whole, default=0,
+        help="prefix_tuning: width of the re-parametrisation, 0 for none")  # fmt: skip
+    add("--add-biases", action="store_true",
+        help="bitfit: zero biases for linear layers that have none, as LLaMA's")  # fmt: skip
+    add("--untie", action="store_true",
+        help="last_layer: train a copy of a tied head, not the embedding with it")  # fmt: skip
+    _add_training_flags(parser, lr)
     add = parser.add_argument_group("run folder").add_argument
     add("--out-dir", help="where the run is kept (default: a fresh folder under runs/)")
     add("--keep-last", action="store_true",
@@ -40,11 +54,13 @@ def add_flags(parser: Parser, targets: str) -> None:
     add("--overwrite", action="store_true", help="replace the run in --out-dir")
 
 
-def _add_training_flags(parser: Parser) -> None:
+def _add_training_flags(parser: Parser, lr: float) -> None:
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=positive, default=1, help="passes over the samples")
     add("--max-iters", type=positive, help="stop after N optimizer steps")
-    add("--lr", "--learning-rate", type=amount, default=1e-5, help="peak learning rate")
+    own = ", ".join(f"{m.lr:g} for {name}" for name, m in METHODS.items() if m.lr)
+    add("--lr", "--learning-rate", type=amount,
+        help=f"peak learning rate (default: {lr:g}, but {own})")  # fmt: skip
     add("--schedule", choices=["constant", "cosine", "linear"], default="constant",
         help="of the learning rate after the warm-up")  # fmt: skip
     add("--warmup", type=whole, default=0, help="optimizer steps from lr 0 to the peak")
@@ -63,9 +79,12 @@ def _add_training_flags(parser: Parser) -> None:
         help="recompute each block in backward: less memory, about a third more time")  # fmt: skip
 
 
-def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
-    """The flags; `--init-from resume` (the course's spelling) takes all settings of the run in
-    --out-dir and continues it. Errors: UserError."""
+def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespace:
+    """The flags, with the method's own defaults; `lr` is that of a method without one.
+
+    `--init-from resume` (the course's spelling) takes all settings of the run in --out-dir and
+    continues it. Errors: UserError.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(argv)
     if args.checkpoint == "resume":
@@ -75,6 +94,10 @@ def parse(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
         began = read_json(kept)
         args = parser.parse_args(["--config", str(kept), *argv, "--resume"])
         args.checkpoint = began.get("checkpoint")
-    if args.rank == 0:
+    if args.method == "lora" and args.rank == 0:
         args.method = "full"
+    method = METHODS[args.method]
+    args.lr = args.lr if args.lr is not None else method.lr or lr
+    if not method.decays:
+        args.weight_decay = 0.0
     return args

@@ -1,49 +1,25 @@
-"""LoRA adapters in PEFT's file layout, both ways, with what makes one safe to load again.
+"""What a method trained, saved alone and put back onto its base: LoRA, soft prompts and prefixes in
+PEFT's layout, both ways; biases, layers and bottleneck adapters, which PEFT has no files for, as
+their tensors under our names.
 
-PEFT's files are adapter_config.json and adapter_model.safetensors; ours adds minillm.json: the
-fingerprint of the base it was trained on and the prompt template it was trained with.
+minillm.json beside them has the fingerprint of the base and the prompt template of the training.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
-from minillm.adapt.lora import LoRALinear, LoRAParts, add_lora
+from minillm.adapt.bottleneck import AdapterLinear
+from minillm.adapt.methods import untie_head
+from minillm.adapt.prompts import PrefixTuning, SoftPrompt
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
-from minillm.weights import (
-    LazyTensor,
-    check_names,
-    open_weights,
-    rope_halves,
-    rope_to_halves,
-    write_safetensors,
-)
+from minillm.fingerprint import fingerprint
+from minillm.peft_lora import load_lora, lora_files, lora_layers
+from minillm.peft_prompts import PREFIX, PROMPT, load_prompt, prompt_files
+from minillm.weights import LazyTensor, check_names, open_weights, write_safetensors
 
-PREFIX = "base_model.model."
-_FACTORS = ("lora_A", "lora_B")
-# settings of PEFT that change what the numbers mean, with the values that do not
-UNSUPPORTED = {
-    "use_dora": (False, None),
-    "use_rslora": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "modules_to_save": ([], None),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "init_lora_weights": (True, False, None, "gaussian"),
-    "layer_replication": (None,),
-    "alora_invocation_tokens": (None,),
-    "use_qalora": (False, None),
-    "use_bdlora": (False, None),
-    "kasa_config": (None,),
-    "monteclora_config": (None,),
-}
+TENSORS = "TENSORS"  # our own kind, beside PEFT's
 
 
 def save_adapter(
@@ -51,125 +27,95 @@ def save_adapter(
     folder: str | Path,
     base_name: str | None = None,
     template: dict | None = None,
+    method: str | None = None,
 ) -> None:
-    """Writes the model's LoRA as a PEFT adapter, merged or not, and the base's fingerprint.
+    """Writes what is trained, not the base: adapter_model.safetensors, adapter_config.json (as
+    PEFT's, where PEFT has the method) and minillm.json.
 
-    Rows of lora_B on wq and wk are permuted as the base's rows are; slices of a fused layer become
-    one update of their ranks' sum, and updates of a smaller rank are filled up with zeros, for
-    PEFT has one rank for all. `base_name` is where PEFT finds the base; `template` the prompt
-    texts. Errors: UserError if there is no LoRA, or layers differ in scale or dropout.
+    LoRA may be merged or not. `base_name` is where the base is found again; `template` the prompt
+    texts; `method` its name, for the record. Errors: UserError if there is nothing to save, or
+    LoRA layers differ in scale or dropout.
     """
     folder = Path(folder)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear) and m.is_lora()}
-    if not layers:
-        raise UserError(f"{folder}: the model has no LoRA layers to save; add_lora first")
-    kinds = {(m.lora_scaling, m.lora_dropout.p) for m in layers.values()}
-    if len(kinds) > 1:
-        raise UserError(f"{folder}: LoRA layers differ in scale or dropout; make them equal")
-    scaling, dropout = kinds.pop()
-    rank = max(len(m.lora_A) for m in layers.values())
-    names, tensors = model.hf_names(), {}
-    for name, layer in layers.items():
-        hf, heads = names[name]
-        a, b = layer.factors()
-        missing = rank - len(a)
-        a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))
-        tensors[f"{PREFIX}{hf}.lora_A.weight"] = a
-        tensors[f"{PREFIX}{hf}.lora_B.weight"] = rope_to_halves(b, heads) if heads else b
+    base, notes = model, {}
+    if isinstance(model, SoftPrompt | PrefixTuning):
+        base = model.model
+        tensors, settings = prompt_files(model)
+    elif lora_layers(model):
+        tensors, settings, notes = lora_files(model, folder)
+    else:
+        tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        settings = {"peft_type": TENSORS}
+        if not tensors or len(tensors) == len([*model.parameters()]):
+            raise UserError(f"{folder}: no LoRA or other method to save; adapt the model first")
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "adapter_model.safetensors", tensors)
-    write_json(folder / "adapter_config.json", {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name,
-        "r": rank, "lora_alpha": scaling * rank, "lora_dropout": dropout,
-        "target_modules": sorted(_targets({names[n][0] for n in layers}, names)),
-        "bias": "none", "fan_in_fan_out": model.FAN_IN_FAN_OUT, "inference_mode": True,
+    write_json(folder / "adapter_config.json", settings | {
+        "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "inference_mode": True,
     })  # fmt: skip
-    write_json(folder / "minillm.json", {
-        "base": base_name, "layers": model.config.n_layers,
-        "base_fingerprint": fingerprint(model), "template": template, "merged": False,
-        "parts": {n: m.adapted_parts for n, m in layers.items() if isinstance(m, LoRAParts)},
-        "ranks": {n: len(m.lora_A) for n, m in layers.items() if len(m.lora_A) < rank},
+    write_json(folder / "minillm.json", notes | {
+        "base": base_name, "layers": base.config.n_layers, "method": method,
+        "base_fingerprint": fingerprint(base, tensors.keys()), "template": template,
+        "merged": False,
     })  # fmt: skip
 
 
-def _targets(adapted: set[str], names: dict[str, tuple[str, int]]) -> Iterable[str]:
-    """Last words ("q_proj") where these name exactly the adapted layers, else whole names."""
-    words = {name.rpartition(".")[2] for name in adapted}
-    meant = {hf for hf, _ in names.values() if hf.rpartition(".")[2] in words}
-    return words if meant == adapted else adapted
+def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> nn.Module:
+    """A plain model with an adapter's numbers, frozen: the model itself, with LoRA layers, other
+    tensors or bottlenecks in place, or wrapped in a soft prompt or a prefix.
 
-
-def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> dict:
-    """Adds a PEFT adapter's LoRA to a plain model, frozen, with its numbers; returns minillm.json
-    ({} for an adapter made by PEFT, which has no fingerprint and is taken on trust).
-
-    Errors: UserError for damaged files, a setting that is not plain LoRA, a layer the model does
-    not have, another shape, or (unless `force`) a base other than the one it was trained on.
+    An adapter made by PEFT has no fingerprint and is taken on trust. Errors: UserError for damaged
+    files, a kind or setting that is not supported, a layer the model does not have, another shape,
+    or (unless `force`) a base other than the one it was trained on.
     """
     folder = Path(folder)
-    settings = _read_config(folder / "adapter_config.json")
+    kind = Fields(folder / "adapter_config.json").get("peft_type")
     notes = read_notes(folder)
-    _check_base(model, notes.get("base_fingerprint"), folder, force)
     file = folder / "adapter_model.safetensors"
     file = file if file.exists() else file.with_suffix(".bin")
-    tensors = _in_our_names(open_weights([file]), model, file)
-    names = sorted({key.rpartition(".")[0] for key in tensors})
+    tensors = open_weights([file])
+    if not force:
+        _check_base(model, notes.get("base_fingerprint"), folder, set(tensors))
+    if kind == "LORA":
+        load_lora(model, folder, file, tensors, notes)
+    elif kind in (PROMPT, PREFIX):
+        model = load_prompt(model, folder, file, tensors)
+    elif kind == TENSORS:
+        load_tensors(model, file, tensors)
+    else:
+        raise UserError(
+            f"{folder / 'adapter_config.json'}: peft_type {kind!r} is not supported; it may be "
+            f"LORA, {PROMPT}, {PREFIX} or {TENSORS}"
+        )
+    return model.requires_grad_(False)
+
+
+def load_tensors(model: nn.Module, file: Path, tensors: dict[str, LazyTensor]) -> None:
+    """Puts trained tensors into their places, first making those that a plain model does not have:
+    bottlenecks, biases, a head of its own. Errors: UserError for one that has no place."""
+    for name, lazy in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        _make_place(model, owner, leaf, lazy, file)
+    named = dict(model.named_parameters())
+    expected = {name: tuple(named[name].shape) for name in tensors if name in named}
+    check_names(expected, {name: lazy.shape for name, lazy in tensors.items()}, file)
+    for name, lazy in tensors.items():
+        lazy.write_to(named[name].data)
+
+
+def _make_place(model: nn.Module, owner: str, leaf: str, lazy: LazyTensor, file: Path) -> None:
     modules = dict(model.named_modules())
-    expected = {}
-    for name in names:
-        if not isinstance(modules.get(name), nn.Linear):
-            raise UserError(f"{file}: the model has no linear {name}; load it with what it had")
-        linear, rank = modules[name], settings["rank"]
-        expected[f"{name}.lora_A"] = (rank, linear.in_features)
-        expected[f"{name}.lora_B"] = (linear.out_features, rank)
-    check_names(expected, {key: lazy.shape for key, lazy in tensors.items()}, file)
-    parts, ranks = _read_shape(folder, notes, modules, names, settings["rank"])
-    for name in names:
-        own, rank = parts.get(name, []), ranks.get(name, settings["rank"])
-        share = rank // max(1, len(own))
-        alpha = settings["alpha"] / settings["rank"] * share
-        slices = [f"{name}.{part}" for part in own]
-        add_lora(model, slices or [name], share, alpha, settings["dropout"])
-        layer = model.get_submodule(name)
-        a, b = (torch.empty(expected[f"{name}.{factor}"]) for factor in _FACTORS)
-        tensors[f"{name}.lora_A"].write_to(a)
-        tensors[f"{name}.lora_B"].write_to(b)
-        layer.set_factors(a[:rank], b[:, :rank])
-    model.train(model.training)
-    return notes
-
-
-def _read_shape(
-    folder: Path, notes: dict, modules: dict, names: list[str], file_rank: int
-) -> tuple[dict, dict]:
-    """minillm.json's {module: slices} and {module: rank, where below the file's}. Errors: UserError
-    unless the model has those slices and they share their rank."""
-    parts, ranks = notes.get("parts") or {}, notes.get("ranks") or {}
-    is_sound = isinstance(parts, dict) and isinstance(ranks, dict) and all(
-        name in names and isinstance(own, list) and own
-        and set(map(str, own)) <= set(getattr(modules[name], "parts", ()))
-        for name, own in parts.items()
-    ) and all(name in names and type(rank) is int and rank > 0 for name, rank in ranks.items())
-    if not is_sound or any(ranks.get(n, file_rank) % len(own) for n, own in parts.items()):
-        raise UserError(f"{folder / 'minillm.json'}: parts or ranks fit no such layer; save again")
-    return parts, ranks
-
-
-def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) -> dict:
-    """PEFT's tensors under our names, rows of lora_B on wq and wk back in neighbouring pairs."""
-    ours = {hf: (name, heads) for name, (hf, heads) in model.hf_names().items()}
-    tensors = {}
-    for key, lazy in found.items():
-        module, factor, end = _split(key)
-        if module not in ours or end != "weight" or factor not in _FACTORS:
-            raise UserError(f"{file}: {key} belongs to no layer of this model; a wrong base?")
-        name, heads = ours[module]
-        if heads and factor == "lora_B":
-            lazy = lazy.through(lambda out, heads=heads: rope_halves(out, heads))
-        tensors[f"{name}.{factor}"] = lazy
-    if not tensors:
-        raise UserError(f"{file}: holds no tensors; save the adapter again")
-    return tensors
+    layer = owner.removesuffix(".down")
+    if owner == model.HEAD and model.config.tied_head:
+        untie_head(model)
+    elif layer != owner and type(modules.get(layer)) is nn.Linear:
+        parent, _, name = layer.rpartition(".")
+        adapter = AdapterLinear.from_linear(modules[layer], lazy.shape[0])
+        setattr(model.get_submodule(parent), name, adapter)
+    elif leaf == "bias" and isinstance(modules.get(owner), nn.Linear):
+        linear = modules[owner]
+        if linear.bias is None:
+            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
 
 
 def read_notes(folder: Path) -> dict:
@@ -183,54 +129,12 @@ def read_notes(folder: Path) -> dict:
     return notes.content
 
 
-def _split(key: str) -> tuple[str, str, str]:
-    """base_model.model.X.lora_A.weight -> X, lora_A, weight."""
-    parts = key.removeprefix(PREFIX).rsplit(".", 2)
-    return tuple(parts) if len(parts) == 3 else (key, "", "")
-
-
-def _read_config(path: Path) -> dict:
-    """add_lora's rank, alpha and dropout from an adapter_config.json."""
-    config = Fields(path)
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: no LoRA adapter (peft_type is not LORA); give another folder")
-    for field, harmless in UNSUPPORTED.items():
-        if config.content.get(field) not in harmless:
-            value = config.content[field]
-            raise UserError(f"{path}: {field} {value!r} is not supported; use plain LoRA")
-    dropout = config.get("lora_dropout", 0.0)
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise UserError(f"{path}: lora_dropout is {dropout!r}, not from 0 to below 1; fix it")
-    alpha = config.number("lora_alpha")
-    return {"rank": config.whole("r"), "alpha": alpha, "dropout": float(dropout)}
-
-
-def _check_base(model: nn.Module, known: dict | None, folder: Path, force: bool) -> None:
-    if known is None or force:
+def _check_base(model: nn.Module, known: dict | None, folder: Path, trained: set[str]) -> None:
+    if known is None:
         return
-    here = fingerprint(model)
+    here = fingerprint(model, trained)
     if not any(known.get(dtype) == here[dtype] for dtype in here):
         raise UserError(
             f"{folder}: trained on another base than this model; load that base, "
             "or add --force if you know better"
         )
-
-
-def fingerprint(model: nn.Module) -> dict[str, str]:
-    """A hash of the base's weights as they would be in bf16 and in fp16.
-
-    Two hashes, because the same file may be held in fp32, bf16 or fp16 when an adapter is trained
-    and when it is loaded. One of the two agrees in every such case but one: an fp32 file held in
-    bf16 here and in fp16 there, which has been rounded to two different bases. LoRA is left out.
-    Every value enters a sum, every 997th also the hash itself, which sees their order.
-    """
-    hashes = {"bfloat16": hashlib.sha256(), "float16": hashlib.sha256()}
-    for name, value in sorted(model.state_dict().items()):
-        if name.rpartition(".")[2] in _FACTORS:
-            continue
-        for dtype, running in hashes.items():
-            bits = value.detach().to(getattr(torch, dtype)).view(torch.int16).flatten()
-            total = int(bits.sum(dtype=torch.int64))
-            sample = bits[::997].cpu().numpy().tobytes()
-            running.update(json.dumps([name, list(value.shape), total]).encode() + sample)
-    return {dtype: running.hexdigest() for dtype, running in hashes.items()}

@@ -50,8 +50,14 @@ def family_of(checkpoint: Path) -> Family:
 
 
 def save_model(model, tokenizer, folder: Path, template: Template | None) -> None:
-    """Writes a model of any kind as a Hugging Face folder, and the prompt text it is used with."""
-    family = next(family for family in FAMILIES if isinstance(model, family.model))
+    """Writes a model of any kind as a Hugging Face folder, and the prompt text it is used with.
+
+    Errors: UserError for what such a folder cannot hold.
+    """
+    family = next((family for family in FAMILIES if isinstance(model, family.model)), None)
+    if family is None:
+        raise UserError(f"{folder}: a soft prompt or prefix is no part of the weights; keep it as "
+                        "the adapter it is")  # fmt: skip
     family.save(model, tokenizer, folder)
     if template is not None:
         write_json(folder / "template.json", template.to_dict())
@@ -75,7 +81,7 @@ def load_model(checkpoint, adapter, layers, tokenizer, template, device, precisi
     path = find_checkpoint(checkpoint or llama.FAMILY.bundled)
     model, text = family_of(path).load(path, layers, dtype.dtype, device, tokenizer)
     if adapter is not None:
-        load_adapter(model, adapter, force)
+        model = load_adapter(model, adapter, force)
     if template is not None:
         return model.eval(), text, None if template == "none" else find_template(template)
     stored, where = notes.get("template"), f"{adapter}/minillm.json"

@@ -128,7 +128,7 @@ def table(results: dict[str, dict]) -> list[dict]:
                 "cell": title, "checkpoint": checkpoint, "accuracy": f"{report['accuracy']:.2%}",
                 "95 % interval": f"{low:.2%} to {high:.2%}",
                 "unparseable": f"{report['unparseable_share']:.2%}",
-                "p against first": None if title == first else test["p_value"],
+                "p against first": None if title == first else max(test["p_value"], 1e-6),
                 "lr": result.get("lr"), "steps": result.get("steps"),
                 "best held-out loss": result.get("best held-out loss"),
             })  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 
 from gpt2 import FAMILY
 from minillm import finetune
+from minillm.adapt.methods import MethodOptions, adapt
 from minillm.cli import Parser, settings_of, share
 from minillm.data.batches import Batches
 from minillm.errors import friendly_errors
@@ -23,17 +24,19 @@ from minillm.precision import choose_device, choose_precision
 from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, train
 
+LR = 2.5e-4  # the course's
+
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add_flags(parser, targets="c_attn")
+    add_flags(parser, targets="c_attn", lr=LR)
     parser.add_argument("--dropout", type=share, default=0.0,
         help="of embeddings, attention weights and both branches of every block")  # fmt: skip
     parser.set_defaults(  # near the course's: its samples, batch, lr and decay
-        task="rotten_tomatoes", samples=5000, held_out=1066, epochs=2, lr=2.5e-4, alpha=64,
+        task="rotten_tomatoes", samples=5000, held_out=1066, epochs=2, alpha=64,
         batch_size=4, accumulation_steps=32, weight_decay=0.1, eval_every=10,
     )  # fmt: skip
-    return parse(parser, argv)
+    return parse(parser, argv, LR)
 
 
 def main(argv=None) -> tuple[float, float]:
@@ -49,14 +52,13 @@ def main(argv=None) -> tuple[float, float]:
     model.attention = args.attention
     model.gradient_checkpointing = args.gradient_checkpointing
     model.dropout = args.dropout
+    options = MethodOptions.from_flags(vars(args))
+    model, method = adapt(model, tokenizer, args.method, options)
     context = model.config.max_seq_len
     data = finetune.prepare_data(
         args.task, args.data, args.template, tokenizer, args.samples, args.held_out,
         min(args.max_length, context),
     )  # fmt: skip
-    method = finetune.adapt(
-        model, args.method, args.targets, args.rank, args.alpha, args.lora_dropout
-    )
     settings = TrainSettings.from_flags(vars(args))
     batches = Batches(data.train.rows, args.batch_size, tokenizer.pad_id, args.seed, context)
     held_out = Batches(data.held_out.rows, finetune.EVAL_BATCH, tokenizer.pad_id, None, context)

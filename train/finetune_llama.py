@@ -11,6 +11,7 @@ import torch
 
 from llama import FAMILY
 from minillm import finetune
+from minillm.adapt.methods import MethodOptions, adapt
 from minillm.cli import Parser, settings_of
 from minillm.data.batches import Batches
 from minillm.errors import friendly_errors
@@ -21,11 +22,13 @@ from minillm.precision import choose_device, choose_precision
 from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, train
 
+LR = 1e-5  # the course's
+
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add_flags(parser, targets="wq,wv")
-    return parse(parser, argv)
+    add_flags(parser, targets="wq,wv", lr=LR)
+    return parse(parser, argv, LR)
 
 
 def main(argv=None) -> tuple[float, float]:
@@ -40,14 +43,13 @@ def main(argv=None) -> tuple[float, float]:
     )
     model.attention = args.attention
     model.gradient_checkpointing = args.gradient_checkpointing
+    options = MethodOptions.from_flags(vars(args))
+    model, method = adapt(model, tokenizer, args.method, options)
     context = model.config.max_seq_len
     data = finetune.prepare_data(
         args.task, args.data, args.template, tokenizer, args.samples, args.held_out,
         min(args.max_length, context),
     )  # fmt: skip
-    method = finetune.adapt(
-        model, args.method, args.targets, args.rank, args.alpha, args.lora_dropout
-    )
     settings = TrainSettings.from_flags(vars(args))
     batches = Batches(data.train.rows, args.batch_size, tokenizer.pad_id, args.seed, context)
     held_out = Batches(data.held_out.rows, finetune.EVAL_BATCH, tokenizer.pad_id, None, context)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minillm.data.samples import Sample, shorten
 from minillm.errors import UserError
 from minillm.losses import IGNORED
 
@@ -36,31 +37,38 @@ class Encoded:
     rows: list[Row]
     truncated: int
     dropped: int
+    shortened: int = 0
 
     def summary(self) -> str:
         """One line: how many samples, tokens and supervised tokens, and what was cut or dropped."""
         tokens = sum(len(row.tokens) for row in self.rows)
         supervised = sum(int((row.labels != IGNORED).sum()) for row in self.rows)
+        shortened = f"{self.shortened} prompts shortened, " if self.shortened else ""
         return (
             f"{len(self.rows)} samples, {tokens} tokens, {supervised} supervised "
-            f"({supervised / max(1, tokens):.0%}); {self.truncated} truncated, "
+            f"({supervised / max(1, tokens):.0%}); {shortened}{self.truncated} truncated, "
             f"{self.dropped} dropped (prompt fills --max-length)"
         )
 
 
-def encode_samples(samples: Sequence, tokenizer, max_length: int) -> Encoded:
+def encode_samples(samples: Sequence[Sample], tokenizer, max_length: int) -> Encoded:
     """BOS + prompt + response + EOS, labels on response and EOS only, at most `max_length` tokens.
 
     Prompt and response are encoded apart, so that no token straddles the border and the prompt of
-    training is, id for id, the prompt of generation. A response that is too long is cut at the
-    end and then has no EOS, because it did not end there; a sample whose prompt leaves no room
-    for a response token is dropped. Both are counted. `samples` have .prompt and .response.
+    training is, id for id, the prompt of generation. A prompt with a body (an article) gives way
+    to its response: the body is shortened. Any other response that is too long is cut at the end
+    and then has no EOS, because it did not end there; a sample whose prompt leaves no room for a
+    response token is dropped. All three are counted.
     """
-    rows, truncated, dropped = [], 0, 0
+    rows, truncated, dropped, shortened = [], 0, 0, 0
     for sample in samples:
-        prompt = tokenizer.encode(sample.prompt, bos=True)
         response = encode_response(sample.response, tokenizer)
+        fitting = shorten(sample, tokenizer, max_length - len(response))
+        shortened += fitting is not sample
+        prompt = tokenizer.encode(fitting.prompt, bos=True)
         room = max_length - len(prompt)
+        if sample.body is not None and room < len(response):
+            room = 0  # not even without its body: a summary is never cut
         if room < 1:
             dropped += 1
             continue
@@ -69,7 +77,7 @@ def encode_samples(samples: Sequence, tokenizer, max_length: int) -> Encoded:
         labels = tokens.clone()
         labels[: len(prompt)] = IGNORED
         rows.append(Row(tokens, labels))
-    return Encoded(rows, truncated, dropped)
+    return Encoded(rows, truncated, dropped, shortened)
 
 
 def encode_response(text: str, tokenizer) -> list[int]:

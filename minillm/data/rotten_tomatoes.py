@@ -7,7 +7,7 @@ GPT-2's; so a prompt ends without one.
 import itertools
 from pathlib import Path
 
-from minillm.data.samples import SPLITS, Sample, Splits, read_rows, split_by_hash, text_field
+from minillm.data.samples import Sample, Splits, read_rows, read_splits, text_field
 from minillm.data.templates import Template
 from minillm.data.tinyworld import reviews
 from minillm.errors import UserError
@@ -31,14 +31,9 @@ def read_rotten_tomatoes(path: str | Path, template: Template) -> Splits:
     if any((path / name).exists() for name in ORIGINAL):
         by_label = [_read_lines(path / name) for name in ORIGINAL]
         return split_by_label(by_label, template)
-    if path.is_dir():
-        files = [path / f"{name}.jsonl" for name in SPLITS]
-        if not any(file.exists() for file in files):
-            raise UserError(f"{path}: neither {ORIGINAL[1]} nor train.jsonl; check the path")
-        return Splits(*(_read_jsonl(file, template) for file in files))
-    rest, test = split_by_hash(_read_jsonl(path, template), path)
-    train, validation = split_by_hash(rest, path, 1 / 9, salt="validation")
-    return Splits(train, validation, test)
+    if path.is_dir() and not any(path.glob("*.jsonl")):
+        raise UserError(f"{path}: neither {ORIGINAL[1]} nor train.jsonl; check the path")
+    return read_splits(path, lambda file: _read_jsonl(file, template), ["jsonl"])
 
 
 def tinyworld_reviews(n_train: int, n_held_out: int, template: Template) -> Splits:

@@ -1,9 +1,12 @@
 """Samples, their splits, and the reading of JSON rows that they are made from."""
 
+import bisect
+import csv
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minillm.errors import UserError
@@ -13,14 +16,47 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
+class Body:
+    """Where in a prompt the part lies that may be shortened, and after what it may be cut."""
+
+    start: int
+    end: int
+    cut_at: str = r"\s+"  # a regular expression: by default, between words
+
+
+@dataclass(frozen=True)
 class Sample:
     """What the model is given and what it should answer; `label` where the answer is one of a few,
-    as its index among the task's labels; `row` the text of its row, whatever the template."""
+    as its index among the task's labels; `row` the text of its row, whatever the template, as one
+    text or by field; `body` the part of the prompt to shorten where it is too long."""
 
     prompt: str
     response: str
     label: int | None = None
-    row: str | None = None
+    row: str | dict[str, str] | None = None
+    body: Body | None = None
+
+
+def shorten(sample: Sample, tokenizer, room: int) -> Sample:
+    """The sample with as much of its body, from the front, as lets BOS + prompt fit in `room`
+    tokens: the whole of it where that fits, nothing of it where nothing fits or helps."""
+    body, text = sample.body, sample.prompt
+
+    def cut_to(end: int) -> str:
+        return text[:end] + text[body.end :]
+
+    def fits(prompt: str) -> bool:
+        return len(tokenizer.encode(prompt, bos=True)) <= room
+
+    if body is None or fits(text):
+        return sample
+    inside = text[body.start : body.end]
+    for pattern in (body.cut_at, r"\s+"):  # a first paragraph longer than all: between words
+        ends = [body.start + m.start() for m in re.finditer(pattern, inside) if m.start()]
+        n_fitting = bisect.bisect_left(ends, True, key=lambda end: not fits(cut_to(end)))
+        if n_fitting:
+            return replace(sample, prompt=cut_to(ends[n_fitting - 1]), body=None)
+    return replace(sample, prompt=cut_to(body.start), body=None)
 
 
 @dataclass(frozen=True)
@@ -89,7 +125,9 @@ def split_by_hash(
     """
     train, held_out = [], []
     for sample in samples:
-        text = f"{sample.row or sample.prompt}\0{sample.response}{salt}"
+        row = sample.row or sample.prompt
+        row = "\0".join(row.values()) if isinstance(row, dict) else row
+        text = f"{row}\0{sample.response}{salt}"
         digest = hashlib.sha256(text.encode(errors="replace"))
         chosen = int.from_bytes(digest.digest()[:8], "big") < share * 2**64
         (held_out if chosen else train).append(sample)
@@ -100,3 +138,44 @@ def split_by_hash(
             f"{where}: {len(samples)} sample is too few to train on and hold one out; give more"
         )
     return train, held_out
+
+
+NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+
+
+def read_splits(
+    path: str | Path, read: Callable[[Path], list[Sample]], kinds: Sequence[str]
+) -> Splits:
+    """From a folder with a train, validation (or valid, dev) and test file of one of the kinds
+    ("jsonl", "csv"), or from one file, of which a tenth each is held out by a hash of the row.
+
+    Errors: UserError naming what is missing, and whatever `read` finds.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        rest, test = split_by_hash(read(path), path)
+        train, validation = split_by_hash(rest, path, 1 / 9, salt="validation")
+        return Splits(train, validation, test)
+    found = []
+    for split in SPLITS:
+        files = [path / f"{name}.{kind}" for name in NAMES[split] for kind in kinds]
+        found.append(next((file for file in files if file.exists()), files[0]))
+    if not any(file.exists() for file in found):
+        raise UserError(f"{path}: no {found[0].name} and the like in this folder; check the path")
+    return Splits(*(read(file) for file in found))
+
+
+def read_csv_rows(path: Path) -> list[tuple[dict, str]]:
+    """The rows of a CSV file with a header, each with the place to name in an error.
+
+    Errors: UserError for a broken file and one without rows.
+    """
+    csv.field_size_limit(2**31 - 1)  # an article may be longer than the library expects
+    reader = csv.DictReader(read_text(path).splitlines(keepends=True))
+    try:
+        rows = [(row, f"{path}:{reader.line_num}") for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: broken CSV ({error}); fix it") from None
+    if not rows:
+        raise UserError(f"{path}: no samples in this file; give one with at least two")
+    return rows

@@ -1,28 +1,64 @@
 """The tasks by name: how each is read, what stands in for its files, and how it is asked."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minillm.data.alpaca import alpaca_splits, tinyworld_instructions
+from minillm.data.passages import read_passages, tinyworld_passages
 from minillm.data.rotten_tomatoes import LABELS, read_rotten_tomatoes, tinyworld_reviews
 from minillm.data.samples import Splits
+from minillm.data.summaries import (
+    read_cnn_dailymail,
+    read_tldr,
+    tinyworld_articles,
+    tinyworld_posts,
+)
 from minillm.data.templates import Template
 
 
 @dataclass(frozen=True)
 class Task:
     """`read` takes the official files, `tinyworld` makes bundled data (at least so many samples
-    to train on and held out); `field` is what a template must have a place for."""
+    to train on and held out); `field` is what a template must have a place for.
+
+    `labels` where the answer is one of a few; `baselines` what an answer is held against, by name,
+    as a function of the row's fields, where answers are summaries; `compare_with_training` where a
+    text could be learnt by heart.
+    """
 
     template: str
     field: str
     read: Callable[[str | Path, Template], Splits]
     tinyworld: Callable[[int, int, Template], Splits]
     labels: tuple[str, ...] = ()
+    baselines: dict[str, Callable[[dict], str]] = field(default_factory=dict)
+    compare_with_training: bool = False
+
+
+def sentences(text: str) -> list[str]:
+    """A text's sentences: it is cut at white space after a full stop, ! or ?."""
+    return re.split(r"(?<=[.!?])\s+", text.strip())
+
+
+def first(n: int, name: str) -> Callable[[dict], str]:
+    """The first n sentences of a field, one a line."""
+    return lambda row: "\n".join(sentences(row[name])[:n])
 
 
 TASKS = {
     "alpaca": Task("alpaca", "instruction", alpaca_splits, tinyworld_instructions),
     "rotten_tomatoes": Task("reviews", "text", read_rotten_tomatoes, tinyworld_reviews, LABELS),
-}
+    "cnn_dailymail": Task(
+        "summary", "article", read_cnn_dailymail, tinyworld_articles,
+        baselines={"lead-3": first(3, "article"), "whole article": lambda row: row["article"]},
+    ),
+    "tldr": Task(
+        "tldr", "post", read_tldr, tinyworld_posts,
+        baselines={"title": lambda row: row["title"], "lead-2": first(2, "post")},
+    ),
+    "shakespeare": Task(
+        "complete", "text", read_passages, tinyworld_passages, compare_with_training=True
+    ),
+}  # fmt: skip

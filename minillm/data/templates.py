@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from minillm.data.samples import Body
 from minillm.errors import UserError
 from minillm.files import read_json
 
@@ -25,6 +26,12 @@ class Template:
         # in one pass, and no format(): braces in the user's text are text
         text = re.sub(r"\{(\w+)\}", lambda place: fields.get(place[1], place[0]), text)
         return text.rstrip(" ")
+
+    def fill_around(self, field: str, text: str, cut_at: str = r"\s+", **others) -> tuple:
+        """The prompt with `field` as text, and where in it that text lies: what may be cut."""
+        prompt = self.fill(**others, **{field: text})
+        start = self.fill(**others, **{field: "\0"}).index("\0")
+        return prompt, Body(start, min(start + len(text), len(prompt)), cut_at)
 
     def check_field(self, field: str) -> "Template":
         """Errors: UserError if a text has no place for the field."""
@@ -56,6 +63,12 @@ TEMPLATES = {
         "Instruction: Is this film review positive or negative?\nText: {text}\nLabel:",
     ),
     "reviews-short": Template("reviews-short", "Text: {text}\nLabel:"),
+    "summary": Template("summary", "{article}\n\nTL;DR:"),
+    "tldr": Template(
+        "tldr", "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+    ),
+    "complete": Template("complete", "{text} <complete>"),
+    "continue": Template("continue", "{text}"),
 }
 
 

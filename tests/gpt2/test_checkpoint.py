@@ -107,7 +107,7 @@ def test_a_model_with_lora_is_not_saved_as_a_plain_one(model, bpe, tmp_path):
 @pytest.mark.parametrize(
     "fields",
     [{"model_type": "llama"}, {"activation_function": "relu"}, {"n_inner": 77},
-     {"scale_attn_by_inverse_layer_idx": True}, {"tie_word_embeddings": False},
+     {"scale_attn_by_inverse_layer_idx": True},
      {"add_cross_attention": True}, {"n_embd": "wide"}, {"n_head": 5}, {"n_layer": 0},
      {"architectures": ["GPT2ForSequenceClassification"]}],
 )  # fmt: skip
@@ -141,3 +141,13 @@ def test_a_vocabulary_of_another_model_is_refused(folder, bpe):
 def test_a_folder_that_is_no_model_is_named(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         load_gpt2(tmp_path / name)
+
+
+def test_a_head_of_its_own_comes_back_and_transformers_reads_it(bpe, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = sharp(GPT2(small_gpt2(vocab_size=bpe.vocab_size, tied_head=False)))
+    save_gpt2(model, bpe, tmp_path)
+    assert equal_states(load_gpt2(tmp_path)[0], model)
+    peer = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, attn_implementation="eager")
+    tokens = torch.randint(bpe.vocab_size, (2, 64))
+    assert torch.allclose(model(tokens), peer(tokens).logits, atol=1e-4)

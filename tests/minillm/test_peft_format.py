@@ -10,7 +10,7 @@ from gpt2 import load_gpt2
 from llama import Llama, load_llama, save_llama
 from minillm import add_lora, lora_state_dict
 from minillm.errors import UserError
-from minillm.peft_format import load_adapter, save_adapter
+from minillm.peft_format import load_adapter, read_notes, save_adapter
 from tests.conftest import sharp, small_config, small_gpt2
 
 ALL = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
@@ -54,7 +54,7 @@ def test_we_load_pefts_with_equal_logits(base, tmp_path, targets):
             nn.init.normal_(p, 0, 0.1)
     peer.save_pretrained(tmp_path / "adapter")
     model = load_llama(base)[0].eval()
-    assert load_adapter(model, tmp_path / "adapter") == {}  # no fingerprint: taken on trust
+    load_adapter(model, tmp_path / "adapter")  # no fingerprint: taken on trust
     tokens = torch.randint(0, 2048, (2, 48))
     torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=2e-4, rtol=0)
 
@@ -64,7 +64,8 @@ def test_save_and_load_round_trip_is_bit_exact_merged_or_not(base, tmp_path):
     for mode in (True, False):
         save_adapter(model.train(mode), tmp_path / "adapter", template={"name": "x"})
         again = load_llama(base)[0]
-        assert load_adapter(again, tmp_path / "adapter")["template"] == {"name": "x"}
+        assert load_adapter(again, tmp_path / "adapter") is again
+        assert read_notes(tmp_path / "adapter")["template"] == {"name": "x"}
         want, got = lora_state_dict(model), lora_state_dict(again)
         assert want.keys() == got.keys() and all(torch.equal(want[k], got[k]) for k in want)
 
@@ -77,7 +78,7 @@ def test_the_base_is_known_again_in_another_dtype(base, tmp_path, trained, loade
         trained = torch.float32
     save_adapter(adapted(load_llama(base, dtype=trained)[0]), tmp_path / "adapter")
     model = load_llama(base, dtype=loaded)[0]
-    assert load_adapter(model, tmp_path / "adapter")["base_fingerprint"]
+    load_adapter(model, tmp_path / "adapter")
     assert lora_state_dict(model)
 
 
@@ -99,7 +100,7 @@ def test_a_wrong_base_is_refused_unless_forced(base, tmp_path, change):
 
 @pytest.mark.parametrize("change", [
     {"use_dora": True}, {"use_rslora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]},
-    {"rank_pattern": {"q_proj": 2}}, {"peft_type": "PREFIX_TUNING"}, {"r": None},
+    {"rank_pattern": {"q_proj": 2}}, {"peft_type": "IA3"}, {"r": None},
     {"init_lora_weights": "pissa"}, {"r": 8.5}, {"lora_dropout": 7}, {"lora_alpha": "x"},
 ])  # fmt: skip
 def test_settings_that_mean_something_else_are_refused_by_name(base, tmp_path, change):

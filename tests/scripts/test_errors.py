@@ -115,7 +115,7 @@ def test_bad_generation_requests(capsys, argv):
 
 def test_a_setting_of_the_wrong_kind_in_a_config_file(capsys, tmp_path):
     contents = ['{"rank": "many"}', '{"ranks": 3}', "[1]", "{", "", '{"method": "magic"}',
-                '{"lr": null}', '{"lr": true}', '{"samples": 4.9}', '{"resume": "yes"}',
+                '{"epochs": null}', '{"lr": true}', '{"samples": 4.9}', '{"resume": "yes"}',
                 '{"targets": ["wq"]}']  # fmt: skip
     for content in contents:
         (tmp_path / "c.json").write_text(content)

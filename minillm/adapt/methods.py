@@ -1,0 +1,235 @@
+"""Every way to fine-tune, by name: what it adds to a model, and which tensors it lets train.
+
+A method is a function (model, tokenizer, options) -> (adapted model, formula of its size); it
+leaves exactly its own tensors trainable. LoRA, adapters and the methods that train tensors of the
+base return the model itself, prompt and prefix tuning a wrapper with the same call.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from minillm.adapt.bottleneck import AdapterLinear, add_adapters
+from minillm.adapt.lora import add_lora, mark_only_lora_as_trainable
+from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
+from minillm.errors import UserError
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What the methods leave open; each reads its own."""
+
+    targets: tuple[str, ...] = ()  # lora: layers, or slices of fused ones
+    rank: int = 16
+    alpha: float = 32
+    lora_dropout: float = 0.05
+    bottleneck: int = 16  # adapters: width
+    virtual_tokens: int = 20  # prompt_tuning, prefix_tuning: columns
+    prompt_text: str = "[SUMMARIZE]"  # what the virtual tokens start as; "" for random
+    prefix_hidden: int = 0  # prefix_tuning: width of the re-parametrisation, 0 for none
+    add_biases: bool = False  # bitfit: give zero biases to linear layers that have none
+    untie: bool = False  # last_layer: train a copy of a tied head, not the embedding with it
+
+    @classmethod
+    def from_flags(cls, flags: dict) -> "MethodOptions":
+        """Those of the flags (by name, with underscores) that are options of a method; targets
+        are one text with commas between."""
+        names = tuple(name.strip() for name in flags["targets"].split(",") if name.strip())
+        own = {f.name: flags[f.name] for f in fields(cls) if f.name in flags}
+        return cls(**(own | {"targets": names}))
+
+
+@dataclass(frozen=True)
+class Method:
+    """`adapt` does it; `lr` is its own default learning rate, None for the script's; `in_place`
+    says that it trains tensors of the base, which are then kept in fp32; `decays` that weight
+    decay makes sense for what it trains."""
+
+    adapt: Callable[[nn.Module, object, MethodOptions], tuple[nn.Module, str]]
+    about: str
+    lr: float | None = None
+    in_place: bool = False
+    decays: bool = True
+
+
+def _train_only(model: nn.Module, chosen: set[nn.Parameter] | None) -> int:
+    """Makes these the trainable tensors (all, for None); returns their numbers' count."""
+    for parameter in model.parameters():
+        parameter.requires_grad = chosen is None or parameter in chosen
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def full(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
+    """Everything trains."""
+    return model, f"full fine-tuning: all {_train_only(model, None):,} parameters"
+
+
+def last_layer(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
+    """The vocabulary projection. Tied, it is the token embedding as well, and both ends of the
+    model move; `untie` trains a copy of its own instead."""
+    c = model.config
+    tied = c.tied_head
+    if tied and options.untie:
+        untie_head(model)
+    head = model.embedding if model.config.tied_head else model.get_submodule(model.HEAD)
+    count = _train_only(model, {head.weight})
+    if not tied:
+        what = "the head"
+    elif options.untie:
+        what = "a copy of the tied head, which adds as many; the embedding stays"
+    else:
+        what = "the tied head, which is the token embedding too: both ends of the model train"
+    return model, f"last layer, {what}: V D = {c.vocab_size:,} x {c.dim:,} = {count:,}"
+
+
+def untie_head(model: nn.Module) -> None:
+    """Gives a model with a tied head a copy of its own. Errors: UserError if it has one."""
+    if not model.config.tied_head:
+        raise UserError("--untie: this model's head is not tied to its embedding; leave it out")
+    weight = model.embedding.weight
+    head = nn.Linear(model.config.dim, model.config.vocab_size, bias=False, device="meta")
+    head.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    setattr(model, model.HEAD, head)
+    model.config = replace(model.config, tied_head=False)
+
+
+def last_block(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
+    """The last transformer block; the final norm and the head stay."""
+    count = _train_only(model, set(model.blocks[-1].parameters()))
+    return model, f"last block of {model.config.n_layers}: all of its {count:,} parameters"
+
+
+def bitfit(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
+    """All biases and nothing else (Ben Zaken et al. 2022).
+
+    Errors: UserError for a model without biases, unless `add_biases` gives its linear layers some.
+    """
+    if options.add_biases:
+        add_biases(model)
+    biases = {p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+    if not biases:
+        raise UserError(
+            f"bitfit: a {type(model).__name__} has no biases to train; add --add-biases (zero "
+            "ones in every linear layer), or choose another --method"
+        )
+    count = _train_only(model, biases)
+    return model, f"bitfit: all {len(biases)} bias vectors, {count:,} in sum"
+
+
+def add_biases(model: nn.Module) -> None:
+    """A zero bias for every linear layer of the blocks that has none."""
+    for module in model.blocks.modules():
+        if isinstance(module, nn.Linear) and module.bias is None:
+            module.bias = nn.Parameter(module.weight.new_zeros(module.out_features))
+
+
+def lora(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
+    """Low-rank updates of the named layers. Errors: UserError as add_lora, and for alpha 0."""
+    rank, alpha = options.rank, options.alpha
+    if alpha == 0:
+        raise UserError("--alpha 0: the update would count for nothing; give a positive number")
+    n_layers = add_lora(model, options.targets, rank, alpha, options.lora_dropout)
+    mark_only_lora_as_trainable(model)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return model, (
+        f"LoRA rank {rank}, alpha {alpha:g} (scale {alpha / rank:g}) on {n_layers} layers "
+        f"({', '.join(options.targets)}): sum of r (in + out) = {count:,}"
+    )
+
+
+def adapters(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
+    """A bottleneck at the end of both branches of every block."""
+    width, c = options.bottleneck, model.config
+    n_layers = add_adapters(model, model.BRANCH_ENDS, width)
+    layers = [m for m in model.modules() if isinstance(m, AdapterLinear)]
+    count = _train_only(model, {p for m in layers for p in (*m.down.parameters(),
+                                                            *m.up.parameters())})  # fmt: skip
+    return model, (
+        f"adapters of width {width} after {n_layers} layers: 2 L (2 D m + D + m) = {n_layers} x "
+        f"(2 x {c.dim:,} x {width} + {c.dim:,} + {width}) = {count:,}"
+    )
+
+
+def prompt_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
+    """Trained rows before the token embeddings, starting as the words of `prompt_text` do."""
+    n = options.virtual_tokens
+    adapted = SoftPrompt(model, _start_rows(model, tokenizer, options))
+    count = _train_only(adapted, {adapted.table})
+    return adapted, f"prompt tuning: P D = {n} x {model.config.dim:,} = {count:,}"
+
+
+def prefix_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
+    """Trained keys and values before every text, starting as those of `prompt_text`."""
+    n, hidden = options.virtual_tokens, options.prefix_hidden
+    if n >= model.config.max_seq_len:
+        raise UserError(f"--virtual-tokens {n}: the context is {model.config.max_seq_len}; lower")
+    ids = _text_ids(tokenizer, options)
+    start = prefix_of_text(model, ids if ids else [tokenizer.bos_id] * n)
+    if not ids:  # random, at the size that real keys and values have
+        start = torch.randn_like(start) * start.std()
+    adapted = PrefixTuning(model, start, hidden)
+    own = {p for name, p in adapted.named_parameters() if not name.startswith("model.")}
+    count, each = _train_only(adapted, own), start[0].numel()
+    line = f"prefix tuning: P x 2 L K Dh = {n} x {each:,} = {n * each:,}"
+    if hidden:
+        d = model.config.dim
+        line += (
+            f" saved, trained through P D + D h + h + (h + 1) x {each:,} = {n} x {d:,} + "
+            f"{d:,} x {hidden} + {hidden} + {hidden + 1} x {each:,} = {count:,}"
+        )
+    return adapted, line
+
+
+def _text_ids(tokenizer, options: MethodOptions) -> list[int]:
+    """One token per virtual column: those of the text over and over, none for no text."""
+    ids = tokenizer.encode(options.prompt_text)
+    return [ids[i % len(ids)] for i in range(options.virtual_tokens)] if ids else []
+
+
+def _start_rows(model: nn.Module, tokenizer, options: MethodOptions) -> Tensor:
+    """(P, D) rows of the embedding, or random ones of their size."""
+    embedding, ids = model.embedding.weight.detach(), _text_ids(tokenizer, options)
+    if ids:
+        return embedding[torch.tensor(ids, device=embedding.device)]
+    size = options.virtual_tokens, embedding.size(1)
+    return torch.randn(size, device=embedding.device) * embedding.float().std()
+
+
+METHODS = {
+    "full": Method(full, "every tensor", in_place=True),
+    "last_layer": Method(last_layer, "the vocabulary projection", in_place=True),
+    "last_block": Method(last_block, "the last transformer block", in_place=True),
+    "bitfit": Method(bitfit, "the biases", in_place=True),
+    "lora": Method(lora, "low-rank updates of some matrices"),
+    "adapters": Method(adapters, "a bottleneck after both branches of every block"),
+    "prompt_tuning": Method(
+        prompt_tuning, "rows before the token embeddings", lr=3e-2, decays=False
+    ),
+    "prefix_tuning": Method(
+        prefix_tuning, "keys and values before every text", lr=1e-2, decays=False
+    ),
+}
+
+
+def adapt(
+    model: nn.Module, tokenizer, method: str, options: MethodOptions
+) -> tuple[nn.Module, str]:
+    """The adapted model and a line that explains the number of its trainable parameters.
+
+    Errors: UserError for an unknown method, or one that this model cannot take.
+    """
+    if method not in METHODS:
+        raise UserError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
+    base = sum(p.numel() for p in model.parameters())
+    adapted, line = METHODS[method].adapt(model, tokenizer, options)
+    if method == "full":
+        return adapted, line
+    count = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in adapted.parameters())
+    share = f"{100 * count / base:.4f} % of the base's {base:,} parameters"
+    if total > base:
+        what = "LoRA" if method == "lora" else "added"
+        share += f" and {100 * count / total:.4f} % of base + {what}"
+    return adapted, f"{line} trainable, which is {share}"

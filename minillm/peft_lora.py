@@ -1,0 +1,166 @@
+"""LoRA in PEFT's layout, both ways: adapter_config.json and adapter_model.safetensors."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minillm.adapt.lora import LoRALinear, LoRAParts, add_lora
+from minillm.errors import UserError
+from minillm.files import Fields
+from minillm.fingerprint import LORA
+from minillm.weights import LazyTensor, check_names, rope_halves, rope_to_halves
+
+PREFIX = "base_model.model."
+# settings of PEFT that change what the numbers mean, with the values that do not
+UNSUPPORTED = {
+    "use_dora": (False, None),
+    "use_rslora": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": ([], None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "init_lora_weights": (True, False, None, "gaussian"),
+    "layer_replication": (None,),
+    "alora_invocation_tokens": (None,),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+}
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """The layers with an update, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear) and m.is_lora()}
+
+
+def lora_files(model: nn.Module, folder: Path) -> tuple[dict[str, Tensor], dict, dict]:
+    """What PEFT's two files hold of a model's LoRA, and what minillm.json adds to them.
+
+    Rows of lora_B on wq and wk are permuted as the base's rows are; slices of a fused layer become
+    one update of their ranks' sum, and updates of a smaller rank are filled up with zeros, for
+    PEFT has one rank for all. Errors: UserError if layers differ in scale or dropout.
+    """
+    layers = lora_layers(model)
+    kinds = {(m.lora_scaling, m.lora_dropout.p) for m in layers.values()}
+    if len(kinds) > 1:
+        raise UserError(f"{folder}: LoRA layers differ in scale or dropout; make them equal")
+    scaling, dropout = kinds.pop()
+    rank = max(len(m.lora_A) for m in layers.values())
+    names, tensors = model.hf_names(), {}
+    for name, layer in layers.items():
+        hf, heads = names[name]
+        a, b = layer.factors()
+        missing = rank - len(a)
+        a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))
+        tensors[f"{PREFIX}{hf}.lora_A.weight"] = a
+        tensors[f"{PREFIX}{hf}.lora_B.weight"] = rope_to_halves(b, heads) if heads else b
+    settings = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": scaling * rank, "lora_dropout": dropout,
+        "target_modules": sorted(_targets({names[n][0] for n in layers}, names)),
+        "bias": "none", "fan_in_fan_out": model.FAN_IN_FAN_OUT,
+    }  # fmt: skip
+    notes = {
+        "parts": {n: m.adapted_parts for n, m in layers.items() if isinstance(m, LoRAParts)},
+        "ranks": {n: len(m.lora_A) for n, m in layers.items() if len(m.lora_A) < rank},
+    }
+    return tensors, settings, notes
+
+
+def _targets(adapted: set[str], names: dict[str, tuple[str, int]]) -> Iterable[str]:
+    """Last words ("q_proj") where these name exactly the adapted layers, else whole names."""
+    words = {name.rpartition(".")[2] for name in adapted}
+    meant = {hf for hf, _ in names.values() if hf.rpartition(".")[2] in words}
+    return words if meant == adapted else adapted
+
+
+def load_lora(
+    model: nn.Module, folder: Path, file: Path, found: dict[str, LazyTensor], notes: dict
+) -> None:
+    """Adds a PEFT adapter's LoRA to a plain model, with its numbers.
+
+    Errors: UserError for damaged files, a setting that is not plain LoRA, a layer the model does
+    not have, or another shape.
+    """
+    settings = _read_config(folder / "adapter_config.json")
+    tensors = _in_our_names(found, model, file)
+    names = sorted({key.rpartition(".")[0] for key in tensors})
+    modules = dict(model.named_modules())
+    expected = {}
+    for name in names:
+        if not isinstance(modules.get(name), nn.Linear):
+            raise UserError(f"{file}: the model has no linear {name}; load it with what it had")
+        linear, rank = modules[name], settings["rank"]
+        expected[f"{name}.lora_A"] = (rank, linear.in_features)
+        expected[f"{name}.lora_B"] = (linear.out_features, rank)
+    check_names(expected, {key: lazy.shape for key, lazy in tensors.items()}, file)
+    parts, ranks = _read_shape(folder, notes, modules, names, settings["rank"])
+    for name in names:
+        own, rank = parts.get(name, []), ranks.get(name, settings["rank"])
+        share = rank // max(1, len(own))
+        alpha = settings["alpha"] / settings["rank"] * share
+        slices = [f"{name}.{part}" for part in own]
+        add_lora(model, slices or [name], share, alpha, settings["dropout"])
+        layer = model.get_submodule(name)
+        a, b = (torch.empty(expected[f"{name}.{factor}"]) for factor in LORA)
+        tensors[f"{name}.lora_A"].write_to(a)
+        tensors[f"{name}.lora_B"].write_to(b)
+        layer.set_factors(a[:rank], b[:, :rank])
+    model.train(model.training)
+
+
+def _read_shape(
+    folder: Path, notes: dict, modules: dict, names: list[str], file_rank: int
+) -> tuple[dict, dict]:
+    """minillm.json's {module: slices} and {module: rank, where below the file's}. Errors: UserError
+    unless the model has those slices and they share their rank."""
+    parts, ranks = notes.get("parts") or {}, notes.get("ranks") or {}
+    is_sound = isinstance(parts, dict) and isinstance(ranks, dict) and all(
+        name in names and isinstance(own, list) and own
+        and set(map(str, own)) <= set(getattr(modules[name], "parts", ()))
+        for name, own in parts.items()
+    ) and all(name in names and type(rank) is int and rank > 0 for name, rank in ranks.items())
+    if not is_sound or any(ranks.get(n, file_rank) % len(own) for n, own in parts.items()):
+        raise UserError(f"{folder / 'minillm.json'}: parts or ranks fit no such layer; save again")
+    return parts, ranks
+
+
+def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) -> dict:
+    """PEFT's tensors under our names, rows of lora_B on wq and wk back in neighbouring pairs."""
+    ours = {hf: (name, heads) for name, (hf, heads) in model.hf_names().items()}
+    tensors = {}
+    for key, lazy in found.items():
+        module, factor, end = _split(key)
+        if module not in ours or end != "weight" or factor not in LORA:
+            raise UserError(f"{file}: {key} belongs to no layer of this model; a wrong base?")
+        name, heads = ours[module]
+        if heads and factor == "lora_B":
+            lazy = lazy.through(lambda out, heads=heads: rope_halves(out, heads))
+        tensors[f"{name}.{factor}"] = lazy
+    if not tensors:
+        raise UserError(f"{file}: holds no tensors; save the adapter again")
+    return tensors
+
+
+def _split(key: str) -> tuple[str, str, str]:
+    """base_model.model.X.lora_A.weight -> X, lora_A, weight."""
+    parts = key.removeprefix(PREFIX).rsplit(".", 2)
+    return tuple(parts) if len(parts) == 3 else (key, "", "")
+
+
+def _read_config(path: Path) -> dict:
+    """add_lora's rank, alpha and dropout from an adapter_config.json."""
+    config = Fields(path)
+    for field, harmless in UNSUPPORTED.items():
+        if config.content.get(field) not in harmless:
+            value = config.content[field]
+            raise UserError(f"{path}: {field} {value!r} is not supported; use plain LoRA")
+    dropout = config.get("lora_dropout", 0.0)
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"{path}: lora_dropout is {dropout!r}, not from 0 to below 1; fix it")
+    alpha = config.number("lora_alpha")
+    return {"rank": config.whole("r"), "alpha": alpha, "dropout": float(dropout)}
