@@ -15,6 +15,7 @@ from minillm.data.templates import Template, find_template
 from minillm.errors import UserError
 from minillm.family import Family
 from minillm.files import write_json
+from minillm.flops import training_flops
 from minillm.generate import generate
 from minillm.hub import find_checkpoint
 from minillm.losses import IGNORED
@@ -130,11 +131,24 @@ def show_answers(model: nn.Module, tokenizer, data: Data, title: str) -> None:
 
 
 def conclude(
-    model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, peak: float
-) -> None:
-    """Prints memory by category (peak in MiB, without Python and its libraries), speed, losses."""
+    model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, peak: float,
+    data: Data, run: Run,
+) -> None:  # fmt: skip
+    """Prints memory by category (peak in MiB, without Python and its libraries), speed, losses;
+    the same numbers go to summary.json."""
+    memory = memory_by_category(model, optimizer, peak)
+    rows = data.train.rows
+    n_rows = round(progress.tokens * len(rows) / sum(len(row.tokens) for row in rows))
+    write_json(run.folder / "summary.json", {
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in model.parameters()), "steps": progress.step,
+        "best_step": progress.best_step, "tokens": progress.tokens,
+        "supervised_tokens": progress.supervised, "seconds": progress.seconds,
+        "flops": training_flops(model, progress.tokens, progress.supervised, n_rows),
+        "held_out_before": progress.before, "held_out_best": progress.best, "memory_mib": memory,
+    })  # fmt: skip
     print("memory")
-    for name, mib in memory_by_category(model, optimizer, peak).items():
+    for name, mib in memory.items():
         print(f"  {name:<22}{mib:10.1f} MiB")
     speed = progress.tokens / max(progress.seconds, 1e-9)
     print(f"{progress.step} steps, {progress.tokens} tokens in {progress.seconds:.1f} s: "

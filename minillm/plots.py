@@ -67,3 +67,34 @@ def plot_accuracies(results: dict[str, dict], path: Path) -> None:
         axes.axvline(0.5, ls="--", lw=0.8, color="grey")
         axes.set_xlabel("test accuracy by generation, 95 % interval")
         axes.legend(loc="lower left", fontsize=8)
+
+
+def plot_scores(
+    points: dict[str, tuple[int, list[float]]], lines: dict[str, float], path: Path
+) -> None:
+    """ROUGE-L against trainable parameters: a point per seed of a method, a line per baseline."""
+    with picture(path) as axes:
+        for title, (count, scores) in points.items():
+            axes.plot([count] * len(scores), [100 * s for s in scores], "o", ms=6, label=title)
+        for name, score in lines.items():
+            axes.axhline(100 * score, ls="--", lw=0.8, color="grey")
+            axes.annotate(name, (0.01, 100 * score), xycoords=("axes fraction", "data"), fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlabel("trainable parameters")
+        axes.set_ylabel("test ROUGE-L, per seed")
+        axes.legend(fontsize=8)
+
+
+def plot_costs(seconds: dict[str, float], mib: dict[str, float], path: Path) -> None:
+    """Training time and peak memory of each method, each as a share of the largest."""
+    with picture(path, 8, 0.5 * len(seconds) + 1.2) as axes:
+        parts = (("training, s", seconds, -0.18), ("peak memory, MiB", mib, 0.18))
+        for name, values, offset in parts:
+            largest = max(values.values())
+            places = [i + offset for i in range(len(values))]
+            bars = axes.barh(places, [v / largest for v in values.values()], 0.34, label=name)
+            axes.bar_label(bars, [f"{value:,.0f}" for value in values.values()], fontsize=8)
+        axes.set_yticks(range(len(seconds)), [*seconds])
+        axes.invert_yaxis()
+        axes.set_xlabel("share of the largest")
+        axes.legend(loc="lower right", fontsize=8)

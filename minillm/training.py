@@ -57,10 +57,12 @@ class Progress:
     evaluations_since_best: int = 0
     seconds: float = 0.0  # spent training, evaluation left out
     tokens: int = 0
+    supervised: int = 0
 
-    def count(self, n_tokens: int, seconds: float) -> None:
+    def count(self, n_tokens: int, n_supervised: int, seconds: float) -> None:
         """Adds what one more step took."""
         self.tokens += n_tokens
+        self.supervised += n_supervised
         self.seconds += seconds
 
 
@@ -111,7 +113,7 @@ def train(
         seconds = time.perf_counter() - began
         if not stepped:
             continue  # fp16 overflow: the same samples again, with half the scale
-        progress.count(n_tokens, seconds)
+        progress.count(n_tokens, count, seconds)
         ended = progress.step >= last_step
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}")

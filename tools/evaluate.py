@@ -1,11 +1,13 @@
-"""Measures a model's accuracy on a task with labels, two ways, with how sure one can be.
+"""Measures a model on a task: labels two ways, texts by loss and ROUGE, with how sure one can be.
 
     python tools/evaluate.py --adapter runs/finetune-gpt2-001/adapter
     python tools/evaluate.py --checkpoint gpt2-medium --data rotten_tomatoes/ --template reviews
-    python tools/evaluate.py --checkpoint runs/finetune-gpt2-002/model --split validation
+    python tools/evaluate.py --adapter runs/x/adapter --task cnn_dailymail --data cnn_dailymail/
 
-By generation: what the model writes after the prompt must be a label and nothing else; anything
-else counts as wrong, and its share is told. By likelihood: the label the model finds likelier.
+Labels by generation: what the model writes after the prompt must be a label and nothing else;
+anything else counts as wrong, and its share is told. By likelihood: the label the model finds
+likelier. Texts: loss per token of the reference, then what the model writes freely, held against
+the reference (summaries) or the training text (passages), with baselines beside it.
 Writes results.json and predictions.json to --out-dir.
 """
 
@@ -16,56 +18,105 @@ from minillm.data.samples import SPLITS
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
 from minillm.errors import UserError, friendly_errors
+from minillm.evaluation import loss_report, text_report, write_answers
 from minillm.files import write_json
 from minillm.metrics import classification_report, describe
 from minillm.predict import GENERATION, LIKELIHOOD, predict_labels
+from minillm.text_metrics import ROUGE
 from tools.models import add_adapted_model_flags, load_model
-
-LABELLED = [name for name, task in TASKS.items() if task.labels]
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add_adapted_model_flags(parser)
     add = parser.add_argument_group("data").add_argument
-    add("--task", choices=LABELLED, default=LABELLED[0], help="what the data is")
+    add("--task", choices=[*TASKS], default="rotten_tomatoes", help="what the data is")
     add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
     add("--split", choices=SPLITS, default="test", help="which part of it (default: test)")
     add("--samples", type=positive, help="only the first N of the split")
+    add("--max-length", type=positive, default=1024,
+        help="tokens of a sample for the loss; articles are shortened to it")  # fmt: skip
     add = parser.add_argument_group("prediction").add_argument
-    add("--by", choices=[GENERATION, LIKELIHOOD, "both"], default="both")
+    add("--by", choices=[GENERATION, LIKELIHOOD, "both"], default="both", help="labels only")
     add("--batch-size", type=positive, default=32, help="prompts in a batch")
-    add("--max-new-tokens", type=positive, default=5, help="tokens written for a label")
+    add("--max-new-tokens", type=positive, help="tokens written (default: the task's own)")
     add("--temperature", type=float, default=0.0, help="0 is greedy")
     add("--top-k", type=int, help="draw from the k likeliest tokens")
+    add("--top-p", type=float, help="draw from the fewest tokens that reach this probability")
+    add("--repetition-penalty", type=float, default=1.0,
+        help="above 1 makes tokens seen (prompt included) less likely")  # fmt: skip
     add("--seed", type=whole, default=0)
     add("--out-dir", help="where to write the files (default: in the adapter's or model's folder)")
     return parser.parse_args(argv)
 
 
-def read_split(task: str, data: str | None, split: str, template, n: int | None):
-    """The samples of one split, asked in the template's words. Errors: UserError if it is empty."""
+TRAINING_SAMPLES = 2000  # of tinyworld's stand-in, to look for copies of
+
+
+def read_data(task: str, data: str | None, split: str, template, n: int | None):
+    """The samples of one split, asked in the template's words, and the training text if the task
+    is compared with it. Errors: UserError if the split is empty."""
     kind = TASKS[task]
     template = (template or find_template(kind.template)).check_field(kind.field)
-    splits = kind.read(data, template) if data else kind.tinyworld(1, 1, template)
+    n_train = TRAINING_SAMPLES if kind.compare_with_training else 1
+    splits = kind.read(data, template) if data else kind.tinyworld(n_train, 1, template)
     samples = getattr(splits, split)[:n]
     if not samples:
         raise UserError(f"{data or 'tinyworld'}: no {split} split; choose another --split")
-    return samples
+    known = "\n".join(sample.row for sample in splits.train) if kind.compare_with_training else None
+    return samples, known
 
 
-def course_files(folder: Path, samples, answers, report: dict, settings: dict) -> None:
-    """results.json and predictions.json, with the keys that the course's script writes too."""
+def measure_labels(model, tokenizer, samples, labels, by: str, settings: dict, **how):
+    """The report of one way of predicting, and what goes into the two files (with the keys that
+    the course's script writes too)."""
+    answers = predict_labels(model, tokenizer, samples, labels, by, **how)
     predicted = [answer.label for answer in answers]
-    write_json(folder / "results.json", {
+    report = classification_report(predicted, [sample.label for sample in samples], labels)
+    print(f"by {by}: {describe(report)}")
+    for name, row in zip(labels, report["confusion"], strict=True):
+        told = ", ".join(f"{n} {w}" for n, w in zip(row, [*labels, "none"], strict=True))
+        print(f"  truly {name}: predicted {told}")
+    results = {
         "pos_counter": predicted.count(1), "neg_counter": predicted.count(0),
         "accuracy": report["accuracy"], "counter": len(samples), "report": report,
         "settings": settings,
-    })  # fmt: skip
-    write_json(folder / "predictions.json", [
+    }  # fmt: skip
+    rows = [
         {"response": answer.answer, "true label": sample.label, "predicted label": answer.label}
         for sample, answer in zip(samples, answers, strict=True)
-    ])  # fmt: skip
+    ]
+    return report, results, rows
+
+
+def measure_texts(
+    model, tokenizer, samples, task: str, known: str | None, max_length: int, settings: dict, **how
+):
+    """The report of a task whose answers are texts, and what goes into the two files."""
+    report = loss_report(model, tokenizer, samples, max_length, how["batch_size"])
+    answers = write_answers(model, tokenizer, samples, **how)
+    report |= text_report(TASKS[task], samples, answers, known)
+    print(f"{report['samples']}\nloss {report['loss']:.4f} nats per token, perplexity "
+          f"{report['perplexity']:.3f}")  # fmt: skip
+    print(f"{report['n']} answers: {report['stopped_share']:.1%} ended by themselves, "
+          f"{report['mean_tokens']:.1f} tokens on average, {report['distinct_2']:.1%} of their "
+          "word pairs differ")  # fmt: skip
+    scores = {"model": report.get("rouge"), **report.get("baselines", {})}
+    for name, found in scores.items():
+        if found:
+            told = (f"{kind.removeprefix('rouge')} {100 * found[kind]['mean']:.2f} "
+                    f"({100 * found[kind]['interval_95'][0]:.2f} to "
+                    f"{100 * found[kind]['interval_95'][1]:.2f})" for kind in ROUGE)  # fmt: skip
+            print(f"ROUGE of {name}: {', '.join(told)}")
+    if known is not None:
+        print(f"longest piece shared with the training text ({len(report['longest_shared'])} "
+              f"characters): {report['longest_shared']!r}")  # fmt: skip
+    rows = [
+        {"prompt": sample.prompt, "response": answer.text, "reference": sample.response.strip(),
+         "stopped": answer.stopped}
+        for sample, answer in zip(samples, answers, strict=True)
+    ]  # fmt: skip
+    return report, {"report": report, "settings": settings}, rows
 
 
 def main(argv=None) -> dict:
@@ -75,30 +126,33 @@ def main(argv=None) -> dict:
         args.device, args.precision, args.force,
     )  # fmt: skip
     model.attention = args.attention
-    labels = TASKS[args.task].labels
-    samples = read_split(args.task, args.data, args.split, template, args.samples)
-    reports = {}
+    task, settings = TASKS[args.task], settings_of(args)
+    samples, known = read_data(args.task, args.data, args.split, template, args.samples)
     print(f"{len(samples)} samples of {args.split}; the first prompt: {samples[0].prompt!r}")
-    for by in (GENERATION, LIKELIHOOD):
-        if args.by not in (by, "both"):
+    how = {
+        "batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens or task.answer_tokens,
+        "seed": args.seed, "temperature": args.temperature, "top_k": args.top_k,
+        "top_p": args.top_p, "repetition_penalty": args.repetition_penalty,
+    }  # fmt: skip
+    source = args.adapter or args.checkpoint
+    folder = Path(args.out_dir or (source if source and Path(source).is_dir() else "."))
+    ways = (GENERATION, LIKELIHOOD) if task.labels else ("text",)
+    reports = {}
+    for by in ways:
+        if task.labels and args.by not in (by, "both"):
             continue
-        answers = predict_labels(
-            model, tokenizer, samples, labels, by, args.batch_size, args.max_new_tokens,
-            args.seed, temperature=args.temperature, top_k=args.top_k,
-        )  # fmt: skip
-        truth = [sample.label for sample in samples]
-        report = classification_report([a.label for a in answers], truth, labels)
-        reports[by] = report
-        print(f"by {by}: {describe(report)}")
-        for name, row in zip(labels, report["confusion"], strict=True):
-            told = ", ".join(f"{n} {w}" for n, w in zip(row, [*labels, "none"], strict=True))
-            print(f"  truly {name}: predicted {told}")
-        source = args.adapter or args.checkpoint
-        folder = Path(args.out_dir or (source if source and Path(source).is_dir() else "."))
-        folder = folder / f"evaluation-{args.split}" / by
-        folder.mkdir(parents=True, exist_ok=True)
-        course_files(folder, samples, answers, report, settings_of(args))
-        print(f"  wrote {folder}/results.json and predictions.json")
+        if task.labels:
+            found = measure_labels(model, tokenizer, samples, task.labels, by, settings, **how)
+        else:
+            found = measure_texts(
+                model, tokenizer, samples, args.task, known, args.max_length, settings, **how
+            )
+        reports[by], results, rows = found
+        out = folder / f"evaluation-{args.split}" / by
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "results.json", results)
+        write_json(out / "predictions.json", rows)
+        print(f"  wrote {out}/results.json and predictions.json")
     return reports
 
 

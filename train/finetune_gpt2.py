@@ -73,7 +73,7 @@ def main(argv=None) -> tuple[float, float]:
         model, tokenizer, FAMILY, progress, run, args.method, base, data.template, args.keep_last
     )
     finetune.show_answers(model, tokenizer, data, "after")
-    finetune.conclude(model, optimizer, progress, peak)
+    finetune.conclude(model, optimizer, progress, peak, data, run)
     return progress.before, progress.best
 
 

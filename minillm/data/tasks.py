@@ -35,6 +35,7 @@ class Task:
     labels: tuple[str, ...] = ()
     baselines: dict[str, Callable[[dict], str]] = field(default_factory=dict)
     compare_with_training: bool = False
+    answer_tokens: int = 200  # at most, where nothing else is asked for
 
 
 def sentences(text: str) -> list[str]:
@@ -49,16 +50,21 @@ def first(n: int, name: str) -> Callable[[dict], str]:
 
 TASKS = {
     "alpaca": Task("alpaca", "instruction", alpaca_splits, tinyworld_instructions),
-    "rotten_tomatoes": Task("reviews", "text", read_rotten_tomatoes, tinyworld_reviews, LABELS),
+    "rotten_tomatoes": Task(
+        "reviews", "text", read_rotten_tomatoes, tinyworld_reviews, LABELS, answer_tokens=5
+    ),
     "cnn_dailymail": Task(
         "summary", "article", read_cnn_dailymail, tinyworld_articles,
         baselines={"lead-3": first(3, "article"), "whole article": lambda row: row["article"]},
+        answer_tokens=120,
     ),
     "tldr": Task(
         "tldr", "post", read_tldr, tinyworld_posts,
         baselines={"title": lambda row: row["title"], "lead-2": first(2, "post")},
+        answer_tokens=80,
     ),
     "shakespeare": Task(
-        "complete", "text", read_passages, tinyworld_passages, compare_with_training=True
+        "complete", "text", read_passages, tinyworld_passages, compare_with_training=True,
+        answer_tokens=100,
     ),
 }  # fmt: skip

@@ -1,0 +1,269 @@
+"""Fine-tuning methods compared on one task: equal data and steps, each at its own learning rate.
+
+    python tools/compare_methods.py --out-dir runs/methods                  on a laptop
+    python tools/compare_methods.py --out-dir runs/tale --checkpoint tiny-llama --task shakespeare
+    python tools/compare_methods.py --out-dir runs/cnn --checkpoint gpt2 --data cnn_dailymail/ \\
+        --train-flags "--samples 21000 --held-out 6000 --epochs 10 --patience 2" --search-steps 200
+
+For each method the rate is searched first: a short run with each rate of a grid (--grid), the one
+with the lowest held-out loss is taken; or it is given (--lrs lora=3e-3,full=1e-4). Then a run per
+seed, whose best checkpoint writes freely for the test split. Every run is a process of its own; a
+cell that is done is not done again. Writes report.md, table.csv, loss.png, rouge.png and cost.png.
+"""
+
+import shlex
+import statistics
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minillm.adapt.methods import METHODS
+from minillm.cli import Parser, amount, positive, settings_of, several, whole
+from minillm.data.tasks import TASKS
+from minillm.errors import UserError, friendly_errors
+from minillm.files import read_json
+from minillm.hub import find_checkpoint
+from minillm.plots import plot_costs, plot_held_out, plot_scores
+from minillm.runs import read_metrics
+from minillm.text_metrics import CONVENTION, ROUGE, mean_with_interval, rouge
+from tools import evaluate
+from tools.cells import done_once, open_experiment, run_script, write_report
+from tools.models import family_of
+
+SCRIPTS = Path(__file__).parent.parent / "train"
+GRID = {  # learning rates tried
+    "full": (1e-4, 5e-4, 2e-3), "last_layer": (5e-4, 2e-3, 1e-2), "last_block": (5e-4, 2e-3, 1e-2),
+    "bitfit": (2e-3, 1e-2, 5e-2), "lora": (5e-4, 2e-3, 8e-3), "adapters": (1e-3, 5e-3, 2e-2),
+    "prompt_tuning": (3e-2, 1e-1, 3e-1), "prefix_tuning": (1e-2, 5e-2, 2e-1),
+}  # fmt: skip
+TEXT_TASKS = [name for name, task in TASKS.items() if not task.labels]
+TINY_FLAGS = (
+    "--samples 1200 --held-out 100 --batch-size 8 --accumulation-steps 1 --eval-every 50 "
+    "--schedule cosine --warmup 10 --attention explicit"
+)
+COMMON_FLAGS = "--schedule cosine --warmup 50 --eval-every 100"
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--out-dir", required=True, help="folder of the comparison; its cells are folders in it")
+    add("--checkpoint", "--init-from", metavar="NAME|PATH", default="tiny-gpt2",
+        help="base (default: tiny-gpt2)")  # fmt: skip
+    add("--task", choices=TEXT_TASKS, default="cnn_dailymail", help="what the data is")
+    add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
+    add("--methods", default=",".join(METHODS), help=f"of {', '.join(METHODS)}")
+    add("--lrs", default="", help="rates that need no search: lora=3e-3,full=1e-4")
+    add("--grid", default="", help="rates to search, as lora=1e-3:3e-3,full=1e-4:3e-4 (each method "
+        "has three by default)")  # fmt: skip
+    add("--search-steps", type=positive, default=50, help="optimizer steps of a run of the search")
+    add("--seeds", type=several(whole), default=[0, 1], help="a run each (default: 0,1)")
+    add("--train-flags", help="flags of every run of the fine-tuning script, in quotes (default: "
+        f"{TINY_FLAGS} for a bundled model, else {COMMON_FLAGS})")  # fmt: skip
+    add("--test-samples", type=positive, default=100, help="of the test split (default: 100)")
+    add("--max-new-tokens", type=positive, help="tokens written (default: the task's own)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    return parser.parse_args(argv)
+
+
+def rates(text: str, methods: list[str]) -> dict[str, list[float]]:
+    """{method: its rates} of "lora=1e-3:3e-3,full=1e-4". Errors: UserError."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, values = part.partition("=")
+        if name.strip() not in methods:
+            raise UserError(f"learning rate of {name!r}: not among --methods {','.join(methods)}")
+        try:
+            found[name.strip()] = [amount(value) for value in values.split(":")]
+        except ValueError:
+            raise UserError(f"learning rates {part!r}: write METHOD=RATE or RATE:RATE") from None
+    return found
+
+
+def search(folder: Path, script: Path, method: str, grid: list[float], flags: list[str]) -> dict:
+    """Held-out loss of a short run with each rate, and the best rate."""
+    losses = {}
+    for lr in grid:
+        cell = folder / f"search-{method}-{lr:g}"
+        run_script(script, cell, [*flags, "--method", method, "--lr", str(lr)])
+        losses[f"{lr:g}"] = read_json(cell / "summary.json")["held_out_best"]
+    return {"losses": losses, "lr": float(min(losses, key=losses.get))}
+
+
+def measure(flags: list[str], folder: Path) -> dict:
+    """What evaluate says of the test split, ROUGE row by row, and how long that took."""
+    began = time.perf_counter()
+    report = evaluate.main([*flags, "--out-dir", str(folder)])["text"]
+    seconds = time.perf_counter() - began
+    rows = read_json(folder / "evaluation-test" / "text" / "predictions.json")
+    answers, references = zip(*((row["response"], row["reference"]) for row in rows), strict=True)
+    scores = rouge(answers, references) if "rouge" in report else {}
+    return {"report": report, "rouge": scores, "eval_seconds": seconds}
+
+
+def train_and_measure(script: Path, folder: Path, flags: list[str], measured: list[str]) -> dict:
+    """One run and its numbers: those of the run itself, of what it saved, of the test split."""
+    run_script(script, folder, flags)
+    kept = folder / "model" if (folder / "model").exists() else folder / "adapter"
+    flag = "--checkpoint" if kept.name == "model" else "--adapter"
+    files = [*kept.glob("*model.safetensors")]
+    found = measure([flag, str(kept), *measured], kept)
+    saved = {"saved_bytes": sum(file.stat().st_size for file in files)}
+    return found | saved | {"summary": read_json(folder / "summary.json")}
+
+
+def method_row(method: str, lr: float, runs: list[dict]) -> dict:
+    """A line of the table: means over seeds, ROUGE's interval over test rows of the seeds' mean."""
+    reports, summaries = [run["report"] for run in runs], [run["summary"] for run in runs]
+
+    def mean(values) -> float:
+        return statistics.fmean(values)
+
+    losses = [report["loss"] for report in reports]
+    spread = f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else ""
+    first = summaries[0]
+    return {
+        "method": method, "lr": lr, "test loss": f"{mean(losses):.3f}{spread}",
+        **rouge_columns(runs), "stopped": f"{mean(r['stopped_share'] for r in reports):.0%}",
+        "tokens": f"{mean(r['mean_tokens'] for r in reports):.1f}",
+        **shared_column(reports), "trainable": f"{first['trainable']:,}",
+        "% of all": f"{100 * first['trainable'] / first['parameters']:.3f}",
+        "saved, kB": f"{runs[0]['saved_bytes'] / 1000:,.1f}",
+        "train s": f"{mean(s['seconds'] for s in summaries):.1f}",
+        "eval s": f"{mean(run['eval_seconds'] for run in runs):.1f}",
+        "peak MiB": f"{mean(s['memory_mib']['peak'] for s in summaries):,.0f}",
+        "TFLOP": f"{mean(s['flops'] for s in summaries) / 1e12:.2f}",
+    }  # fmt: skip
+
+
+def rouge_columns(runs: list[dict]) -> dict:
+    """Mean and interval of each kind, over rows, of the runs' mean; none where not measured."""
+    columns = {}
+    for kind in (kind for kind in ROUGE if runs[0]["rouge"]):
+        by_row = zip(*(run["rouge"][kind] for run in runs), strict=True)
+        columns[kind] = interval_text(mean_with_interval([statistics.fmean(r) for r in by_row]))
+    return columns
+
+
+def interval_text(found: dict) -> str:
+    """29.2 (27.9 to 30.4)."""
+    low, high = found["interval_95"]
+    return f"{100 * found['mean']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def shared_column(reports: list[dict]) -> dict:
+    """The longest copy from the training text, where that was looked for."""
+    if "longest_shared" not in reports[0]:
+        return {}
+    return {"longest copy": max(len(report["longest_shared"]) for report in reports)}
+
+
+def at_the_edge(found: dict) -> str:
+    """A remark where the best rate is the smallest or largest one tried."""
+    tried = [float(lr) for lr in found["losses"]]
+    edge = len(tried) > 1 and found["lr"] in (min(tried), max(tried))
+    return " (the best is at the grid's edge: a wider one may find better)" if edge else ""
+
+
+def other_rows(untuned: dict) -> list[dict]:
+    """The task's baselines and the model as it was."""
+    report = untuned["report"]
+    rows = [
+        {"method": name, **{kind: interval_text(scores[kind]) for kind in ROUGE}}
+        for name, scores in report.get("baselines", {}).items()
+    ]
+    return [*rows, {
+        "method": "no tuning", "test loss": f"{report['loss']:.3f}", **rouge_columns([untuned]),
+        "stopped": f"{report['stopped_share']:.0%}", "tokens": f"{report['mean_tokens']:.1f}",
+        **shared_column([report]), "eval s": f"{untuned['eval_seconds']:.1f}",
+    }]  # fmt: skip
+
+
+def summarize(
+    folder: Path, untuned: dict, chosen: dict[str, dict], runs: dict[str, list[dict]],
+    settings: dict, seed: int,
+) -> None:  # fmt: skip
+    """The comparison's report, table and pictures."""
+    rows = [method_row(method, chosen[method]["lr"], found) for method, found in runs.items()]
+    tried = "\n".join(
+        f"- {method}: " + ", ".join(f"{lr} {loss:.3f}" for lr, loss in found["losses"].items())
+        + at_the_edge(found)
+        for method, found in chosen.items() if found["losses"]
+    )  # fmt: skip
+    n = untuned["report"]["n"]
+    note = (
+        f"Test split, n = {n}, greedy; {len(next(iter(runs.values())))} seeds each. Test loss: "
+        "nats per token of the reference, end of text included (mean ± standard deviation over "
+        "seeds). "
+        f"ROUGE: {CONVENTION}. Training time leaves evaluation out; TFLOP are counted from the "
+        "model, not measured. Methods that train the base's own tensors keep it in fp32, the "
+        "others in the precision they compute in: that is in their peak memory.\n\n"
+        f"Held-out loss after the search's steps, by learning rate:\n\n{tried or '(none searched)'}"
+    )
+    pictures = ["loss.png", "cost.png"]
+    curves = {m: read_metrics(folder / f"{m}-seed{seed}" / "metrics.jsonl") for m in runs}
+    plot_held_out(curves, folder / "loss.png")
+    summaries = {method: found[0]["summary"] for method, found in runs.items()}
+    plot_costs(
+        {m: s["seconds"] for m, s in summaries.items()},
+        {m: s["memory_mib"]["peak"] for m, s in summaries.items()}, folder / "cost.png",
+    )  # fmt: skip
+    if untuned["rouge"]:
+        points = {}
+        for method, found in runs.items():
+            scores = [statistics.fmean(r["rouge"]["rougeL"]) for r in found]
+            points[method] = (summaries[method]["trainable"], scores)
+        lines = {name: s["rougeL"]["mean"] for name, s in untuned["report"]["baselines"].items()}
+        plot_scores(points, lines, folder / "rouge.png")
+        pictures.append("rouge.png")
+    title = "Fine-tuning methods compared"
+    write_report(folder, title, note, [*other_rows(untuned), *rows], settings, pictures)
+    print((folder / "report.md").read_text())
+
+
+def main(argv=None) -> dict:
+    args = parse_args(argv)
+    methods = [name.strip() for name in args.methods.split(",")]
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise UserError(f"method {unknown[0]!r} is unknown; choose from {', '.join(METHODS)}")
+    given, grid = rates(args.lrs, methods), GRID | rates(args.grid, methods)
+    base = find_checkpoint(args.checkpoint)
+    is_tiny = args.train_flags is None and base.name.startswith("tiny-")
+    train_flags = shlex.split(args.train_flags or (TINY_FLAGS if is_tiny else COMMON_FLAGS))
+    script = SCRIPTS / f"finetune_{family_of(base).name}.py"
+    folder = open_experiment(args.out_dir, settings_of(args))
+    data = ["--task", args.task, "--device", args.device,
+            *(["--data", args.data] if args.data else [])]  # fmt: skip
+    flags = ["--checkpoint", str(base), *data, "--add-biases", *train_flags]
+    length = ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
+    measured = [*data, "--samples", str(args.test_samples), *length]
+
+    untuned = done_once(folder / "untuned.json", lambda: measure(
+        ["--checkpoint", str(base), *measured], folder / "untuned"))  # fmt: skip
+    short = [*flags, "--max-iters", str(args.search_steps), "--seed", str(args.seeds[0])]
+    chosen, runs = {}, {}
+    for method in tqdm(methods, desc="methods", unit="method"):
+        if method in given:
+            chosen[method] = {"lr": given[method][0], "losses": {}}
+        else:
+            chosen[method] = done_once(
+                folder / f"search-{method}.json",
+                lambda m=method: search(folder, script, m, list(grid[m]), short),
+            )
+        lr = ["--method", method, "--lr", str(chosen[method]["lr"])]
+        runs[method] = [
+            done_once(
+                folder / f"{method}-seed{seed}.json",
+                lambda cell=folder / f"{method}-seed{seed}", own=(*lr, "--seed", str(seed)):
+                train_and_measure(script, cell, [*flags, *own], measured),
+            ) for seed in args.seeds
+        ]  # fmt: skip
+    summarize(folder, untuned, chosen, runs, settings_of(args), args.seeds[0])
+    return runs
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main()
