@@ -12,11 +12,13 @@ CONVENTION = (
 )
 
 
-def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+def rouge(
+    answers: Sequence[str], references: Sequence[str], stemmer: bool = True
+) -> dict[str, list[float]]:
     """F-measures of each answer, by kind (Lin 2004), as the rouge-score package computes them."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(ROUGE, use_stemmer=True)
+    scorer = RougeScorer(ROUGE, use_stemmer=stemmer)
     pairs = zip(references, answers, strict=True)
     scores = [scorer.score(reference, answer) for reference, answer in pairs]
     return {kind: [score[kind].fmeasure for score in scores] for kind in ROUGE}

@@ -32,15 +32,20 @@ from tools.cells import done_once, open_experiment, run_script, write_report
 from tools.models import family_of
 
 SCRIPTS = Path(__file__).parent.parent / "train"
-GRID = {  # learning rates tried
-    "full": (1e-4, 5e-4, 2e-3), "last_layer": (5e-4, 2e-3, 1e-2), "last_block": (5e-4, 2e-3, 1e-2),
-    "bitfit": (2e-3, 1e-2, 5e-2), "lora": (5e-4, 2e-3, 8e-3), "adapters": (1e-3, 5e-3, 2e-2),
-    "prompt_tuning": (3e-2, 1e-1, 3e-1), "prefix_tuning": (1e-2, 5e-2, 2e-1),
+GRID = {  # learning rates tried with a model of GPT-2's size and up
+    "full": (2e-5, 1e-4, 5e-4), "last_layer": (1e-4, 5e-4, 2e-3), "last_block": (1e-4, 5e-4, 2e-3),
+    "bitfit": (5e-4, 2e-3, 1e-2), "lora": (2e-4, 1e-3, 4e-3), "adapters": (2e-4, 1e-3, 4e-3),
+    "prompt_tuning": (1e-2, 5e-2, 2e-1), "prefix_tuning": (3e-3, 1e-2, 5e-2),
+}  # fmt: skip
+TINY_GRID = {  # with a bundled one: small models want large steps
+    "full": (5e-4, 2e-3, 5e-3), "last_layer": (2e-3, 1e-2, 3e-2), "last_block": (2e-3, 1e-2, 3e-2),
+    "bitfit": (5e-3, 2e-2, 1e-1), "lora": (2e-3, 5e-3, 1e-2), "adapters": (5e-3, 2e-2, 5e-2),
+    "prompt_tuning": (5e-2, 2e-1, 5e-1), "prefix_tuning": (5e-2, 2e-1, 5e-1),
 }  # fmt: skip
 TEXT_TASKS = [name for name, task in TASKS.items() if not task.labels]
 TINY_FLAGS = (
-    "--samples 1200 --held-out 100 --batch-size 8 --accumulation-steps 1 --eval-every 50 "
-    "--schedule cosine --warmup 10 --attention explicit"
+    "--samples 1200 --held-out 100 --epochs 1 --batch-size 8 --accumulation-steps 1 "
+    "--eval-every 50 --schedule cosine --warmup 10 --attention explicit"
 )
 COMMON_FLAGS = "--schedule cosine --warmup 50 --eval-every 100"
 
@@ -228,9 +233,10 @@ def main(argv=None) -> dict:
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise UserError(f"method {unknown[0]!r} is unknown; choose from {', '.join(METHODS)}")
-    given, grid = rates(args.lrs, methods), GRID | rates(args.grid, methods)
     base = find_checkpoint(args.checkpoint)
-    is_tiny = args.train_flags is None and base.name.startswith("tiny-")
+    is_tiny = base.name.startswith("tiny-")
+    given = rates(args.lrs, methods)
+    grid = (TINY_GRID if is_tiny else GRID) | rates(args.grid, methods)
     train_flags = shlex.split(args.train_flags or (TINY_FLAGS if is_tiny else COMMON_FLAGS))
     script = SCRIPTS / f"finetune_{family_of(base).name}.py"
     folder = open_experiment(args.out_dir, settings_of(args))

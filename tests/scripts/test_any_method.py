@@ -1,0 +1,157 @@
+"""Every method on text tasks through the scripts: train, keep, load again, measure, compare."""
+
+import csv
+import json
+
+import pytest
+
+from minillm.adapt.methods import METHODS
+from minillm.data.tinyworld import articles
+from minillm.errors import UserError
+from tests.conftest import shared
+from tools import compare_methods, evaluate, generate, merge_adapter, samples
+from train import finetune_gpt2, finetune_llama
+
+SCRIPTS = {"llama": finetune_llama, "gpt2": finetune_gpt2}
+CHECKPOINTS = {"llama": "tiny-llama", "gpt2": "tiny-gpt2"}
+QUICK = ["--layers", "1", "--precision", "fp32", "--batch-size", "4", "--accumulation-steps", "1",
+         "--samples", "12", "--held-out", "4", "--add-biases", "--virtual-tokens", "4"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def news(tmp_path_factory):
+    """Sixty of tinyworld's articles as CNN/DailyMail publishes its own."""
+    path = tmp_path_factory.mktemp("news") / "articles.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["article", "highlights", "id"])
+        writer.writeheader()
+        writer.writerows(articles(60))
+    return path
+
+
+def run(model: str, method: str, data, folder, *flags) -> tuple[float, float]:
+    return SCRIPTS[model].main([
+        *QUICK, "--task", "cnn_dailymail", "--data", str(data), "--method", method,
+        "--out-dir", str(folder), *map(str, flags),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [*SCRIPTS])
+@pytest.mark.parametrize("method", [*METHODS])
+def test_what_a_method_saved_measures_the_same_on_a_fresh_base(
+    model, method, news, tmp_path, capsys
+):
+    before, best = run(model, method, news, tmp_path / "run", "--max-iters", 2)
+    assert best != before
+    kept = tmp_path / "run" / ("model" if method == "full" else "adapter")
+    flag = "--checkpoint" if method == "full" else "--adapter"
+    report = evaluate.main([
+        flag, str(kept), "--task", "cnn_dailymail", "--data", str(news), "--split", "validation",
+        "--samples", "4", "--max-length", "512", "--max-new-tokens", "3",
+    ])["text"]  # fmt: skip
+    assert report["loss"] == pytest.approx(best, rel=1e-6)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert f"{summary['trainable']:,}" in capsys.readouterr().out
+    assert summary["flops"] > 0 and summary["memory_mib"]["peak"] >= 0
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_a_stopped_run_goes_on_to_the_same_bits(method, news, tmp_path):
+    flags = ["--prefix-hidden", 8, "--lr", "1e-2", "--eval-every", 1, "--epochs", 1]
+    whole = run("gpt2", method, news, tmp_path / "whole", *flags)
+    run("gpt2", method, news, tmp_path / "cut", *flags, "--max-iters", 1)
+    assert run("gpt2", method, news, tmp_path / "cut", *flags, "--resume") == whole
+
+
+def test_a_methods_own_learning_rate_and_decay_are_its_defaults(news, tmp_path):
+    for method in ("prompt_tuning", "lora"):
+        run("gpt2", method, news, tmp_path / method, "--max-iters", 1)
+    settings = [json.loads((tmp_path / m / "config.json").read_text())
+                for m in ("prompt_tuning", "lora")]  # fmt: skip
+    assert [s["lr"] for s in settings] == [METHODS["prompt_tuning"].lr, 2.5e-4]
+    assert [s["weight-decay"] for s in settings] == [0.0, 0.1]
+
+
+def test_a_tuned_prompt_generates_and_refuses_to_be_merged(news, tmp_path):
+    run("llama", "prompt_tuning", news, tmp_path / "run", "--max-iters", 1)
+    adapter = ["--adapter", str(tmp_path / "run" / "adapter")]
+    asked = [*adapter, "--prompt", "The cat", "--template", "none", "--max-new-tokens", "6"]
+    assert generate.main(asked) == generate.main([*asked, "--no-cache"])
+    with pytest.raises(UserError, match="soft prompt"):
+        merge_adapter.main([*adapter, "--out", str(tmp_path / "merged")])
+
+
+@pytest.mark.parametrize("flags", [
+    ["--method", "bitfit"], ["--method", "lora", "--frozen-dtype", "fp32", "--targets", "c_attn"],
+    ["--method", "full", "--frozen-dtype", "bf16"], ["--method", "last_layer", "--untie",
+     "--checkpoint", "untied"], ["--method", "prefix_tuning", "--virtual-tokens", "512"],
+    ["--method", "prompt_tuning", "--virtual-tokens", "500"],
+])  # fmt: skip
+def test_what_a_method_cannot_do_is_said_in_one_line(flags, news, tmp_path):
+    with pytest.raises(UserError) as error:
+        finetune_llama.main([
+            "--task", "cnn_dailymail", "--data", str(news), "--out-dir", str(tmp_path / "r"), *flags
+        ])  # fmt: skip
+    assert "\n" not in str(error.value)
+
+
+def test_real_articles_are_shortened_for_any_model(tmp_path, capsys):
+    data = shared("cnn_dailymail_1000.csv")
+    run("gpt2", "prefix_tuning", data, tmp_path / "run", "--max-iters", 1, "--max-length", 200)
+    assert "12 prompts shortened" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "text", "name"), [
+    ("completions", "The cat sat\nThe sky", "output_shakespeare_completions_tiny-gpt2.txt"),
+    ("summaries", "SUBREDDIT: r/a TITLE: b POST: c d TL;DR:\n\nSUBREDDIT: r/e TITLE: f POST: g "
+     "TL;DR:", "output_reddit_summaries_tiny-gpt2.txt"),
+])  # fmt: skip
+def test_samples_go_into_the_courses_files(kind, text, name, tmp_path):
+    (tmp_path / "in.txt").write_text(text)
+    (tmp_path / "ref.txt").write_text("one\ntwo\n")
+    command = ["--checkpoint", "tiny-gpt2", "--kind", kind, "--inputs", str(tmp_path / "in.txt"),
+               "--out-dir", str(tmp_path), "--samples", "2", "--layers", "1",
+               "--references", str(tmp_path / "ref.txt")]  # fmt: skip
+    written = samples.main(command)
+    content = (tmp_path / name).read_text()
+    assert content.count("=== ") == 2 + 4 and all(t in content for row in written for t in row)
+    score = (tmp_path / "output_rouge_score_tiny-gpt2.txt").read_text().splitlines()
+    assert score[1] == "=" * 36 and score[2].startswith("ROUGE-1 mean score: ")
+    assert samples.main(command) == written
+
+
+def test_the_same_number_of_references_as_inputs_is_asked_for(tmp_path):
+    (tmp_path / "in.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "ref.txt").write_text("one\ntwo\nthree\n")
+    with pytest.raises(UserError, match="references for 2 inputs"):
+        samples.main(["--kind", "summaries", "--inputs", str(tmp_path / "in.txt"),
+                      "--references", str(tmp_path / "ref.txt"), "--layers", "1"])  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [
+    ["--methods", "lora,magic"], ["--methods", "lora", "--lrs", "full=1e-3"],
+    ["--lrs", "lora=fast"], ["--checkpoint", "nowhere"],
+])  # fmt: skip
+def test_a_comparison_refuses_what_it_cannot_do_before_its_first_run(flags, tmp_path):
+    with pytest.raises(UserError):
+        compare_methods.main(["--out-dir", str(tmp_path / "c"), *flags])
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["tiny-gpt2", "tiny-llama"])
+def test_a_comparison_fills_its_report_and_resumes_cell_by_cell(checkpoint, tmp_path):
+    folder = tmp_path / "c"
+    command = ["--out-dir", str(folder), "--checkpoint", checkpoint, "--methods", "bitfit,lora",
+               "--grid", "bitfit=1e-3:1e-2", "--lrs", "lora=2e-3", "--search-steps", "1",
+               "--test-samples", "4", "--max-new-tokens", "8", "--train-flags",
+               "--samples 8 --held-out 4 --batch-size 4 --accumulation-steps 1"]  # fmt: skip
+    results = compare_methods.main(command)
+    assert [len(runs) for runs in results.values()] == [2, 2]
+    names = {path.name for path in folder.iterdir()}
+    assert {"report.md", "table.csv", "loss.png", "rouge.png", "cost.png"} <= names
+    rows = [*csv.DictReader((folder / "table.csv").open())]
+    assert [row["method"] for row in rows][-3:] == ["no tuning", "bitfit", "lora"]
+    done = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.json")}
+    assert compare_methods.main(command) == results
+    assert done == {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.json")}

@@ -1,0 +1,132 @@
+"""Three samples for each prefix or post of a file, in the course's own files.
+
+    python tools/samples.py --kind completions --inputs input_shakespeare_prefixes.txt
+    python tools/samples.py --kind summaries --inputs input_reddit_posts.txt \\
+        --references reference_reddit_summaries.txt --adapter runs/finetune-gpt2-001/adapter
+
+Completions: one prefix per line; by default drawn at temperature 0.5 with repetition penalty 1.2
+(which counts the prompt's tokens too), up to 100 tokens, the prompt among them. Summaries: posts
+between blank lines; temperature 0.2, up to 180 new tokens, cut off at a second TL;DR:. A model
+that was fine-tuned on a task asks in the words of its template (`... <complete>`).
+With references (a line or block per post) the ROUGE-1 file is written as well.
+"""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minillm.cli import Parser, positive, whole
+from minillm.data.course_files import (
+    LAYOUTS,
+    SCORES,
+    ask_about_post,
+    block,
+    read_posts,
+    read_references,
+    score_file,
+    until_next_cue,
+)
+from minillm.data.samples import Sample, shorten
+from minillm.errors import UserError, friendly_errors
+from minillm.files import read_text
+from minillm.generate import generate
+from minillm.text_metrics import rouge
+from tools.models import add_adapted_model_flags, load_model
+
+DEFAULTS = {
+    "completions": {"temperature": 0.5, "repetition_penalty": 1.2},
+    "summaries": {"temperature": 0.2, "repetition_penalty": 1.0},
+}
+NEW_TOKENS, WHOLE_TOKENS = 180, 100
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add_adapted_model_flags(parser)
+    add = parser.add_argument_group("files").add_argument
+    add("--kind", choices=[*LAYOUTS], required=True, help="what is asked for")
+    add("--inputs", required=True, help="prefixes, one a line, or posts with blank lines between")
+    add("--references", help="summaries to score against, in the posts' order")
+    add("--name", help="of the model in the files' names (default: its folder's)")
+    add("--out-dir", default=".", help="where the files go")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--samples", type=positive, default=3, help="for each input, at most 26")
+    add("--temperature", type=float, help="0 is greedy (default: the kind's own)")
+    add("--repetition-penalty", type=float, help="default: the kind's own")
+    add("--top-k", type=int, default=50, help="draw from the k likeliest tokens")
+    add("--seed", type=whole, default=0)
+    return parser.parse_args(argv)
+
+
+def read_inputs(kind: str, path: Path, template) -> list[Sample]:
+    """The prompts of a file, in the template's words. Errors: UserError if there are none."""
+    text = read_text(path)
+    if kind == "summaries":
+        found = [ask_about_post(post, template) for post in read_posts(text)]
+    else:
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        found = [Sample(template.fill(text=line) if template else line, "") for line in lines]
+    if not found:
+        raise UserError(f"{path}: no inputs in this file; write one a line")
+    return found
+
+
+def write_samples(model, tokenizer, sample, kind: str, n: int, seed: int, sampling: dict):
+    """n texts for one prompt, whose post is shortened where the context asks for it.
+
+    Errors: UserError for a prompt that fills the context all the same.
+    """
+    sample = shorten(sample, tokenizer, model.config.max_seq_len - NEW_TOKENS)
+    tokens = tokenizer.encode(sample.prompt, bos=True)
+    room = NEW_TOKENS if kind == "summaries" else max(1, WHOLE_TOKENS - len(tokens))
+    rows = generate(model, [tokens] * n, room, eos_id=tokenizer.eos_id, seed=seed, **sampling)
+    ended = [row[:-1] if row and row[-1] == tokenizer.eos_id else row for row in rows]
+    texts = [tokenizer.decode(row).strip() for row in ended]
+    return [until_next_cue(text) for text in texts] if kind == "summaries" else texts
+
+
+def main(argv=None) -> list[list[str]]:
+    args = parse_args(argv)
+    model, tokenizer, template = load_model(
+        args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
+        args.device, args.precision, args.force,
+    )  # fmt: skip
+    model.attention = args.attention
+    layout, folder = LAYOUTS[args.kind], Path(args.out_dir)
+    inputs = read_inputs(args.kind, Path(args.inputs), template)
+    references = []
+    if args.references:
+        references = read_references(read_text(Path(args.references)), len(inputs))
+        if len(references) != len(inputs):
+            raise UserError(f"{args.references}: {len(references)} references for {len(inputs)} "
+                            "inputs; give one for each")  # fmt: skip
+    sampling = {"top_k": args.top_k}
+    for name, own in DEFAULTS[args.kind].items():
+        given = getattr(args, name)
+        sampling[name] = own if given is None else given
+    source = Path(args.adapter or args.checkpoint or "tiny-llama")
+    name = args.name or (source.parent.name if source.name in ("adapter", "model") else source.name)
+    written = []
+    for number, sample in enumerate(tqdm(inputs, desc="samples", unit="input", leave=False)):
+        seed = args.seed + number * args.samples
+        written.append(
+            write_samples(model, tokenizer, sample, args.kind, args.samples, seed, sampling)
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = zip(inputs, written, strict=True)
+    blocks = [block(layout, i, asked.prompt, texts) for i, (asked, texts) in enumerate(pairs, 1)]
+    path = folder / layout.file.format(name)
+    path.write_text("".join(blocks))
+    print(f"wrote {path}")
+    if references:
+        sets = zip(*written, strict=True)
+        scores = [rouge(answers, references, stemmer=False)["rouge1"] for answers in sets]
+        path = folder / SCORES.format(name)
+        path.write_text(score_file([sum(of_set) / len(of_set) for of_set in scores]))
+        print(f"wrote {path}: {path.read_text().splitlines()[-1]}")
+    return written
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main()
