@@ -88,8 +88,8 @@ def prepare_data(
     for side in encoded:
         if not side.rows:
             raise UserError(
-                f"{path or 'tinyworld'}: every prompt is longer than --max-length {max_length}; "
-                "raise it"
+                f"{path or 'tinyworld'}: every prompt is longer than --max-length {max_length} (at "
+                "most the context without its --virtual-tokens); raise it"
             )
     return Data(*encoded, sides[1], kind.labels, found)
 

@@ -47,8 +47,10 @@ def run_script(script: Path, folder: Path, flags: list[str]) -> None:
 def write_report(
     folder: Path, title: str, note: str, rows: list[dict], settings: dict, pictures: list[str]
 ) -> None:
-    """report.md and table.csv: a line per row, a column per key; what a row lacks stays empty."""
-    header = list(dict.fromkeys(key for row in rows for key in row))
+    """report.md and table.csv: a line per row, a column per key, in the fullest row's order; what
+    a row lacks stays empty."""
+    fullest_first = sorted(rows, key=len, reverse=True)
+    header = list(dict.fromkeys(key for row in fullest_first for key in row))
     lines = [[_cell(row.get(key)) for key in header] for row in rows]
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *lines])

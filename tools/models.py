@@ -94,7 +94,8 @@ def load_model(checkpoint, adapter, layers, tokenizer, template, device, precisi
 def encode_prompt(tokenizer, template: Template | None, prompt: str, input: str = "") -> list[int]:
     """Prompt ids as in training: the template filled in, or the bare text, after BOS."""
     if template is not None:
-        prompt = template.fill(instruction=prompt, text=prompt, input=input)
+        fields = dict.fromkeys(("instruction", "text", "article", "post", "prompt"), prompt)
+        prompt = template.fill(**fields, input=input)
     return tokenizer.encode(prompt, bos=True)
 
 

@@ -34,8 +34,8 @@ from minillm.text_metrics import rouge
 from tools.models import add_adapted_model_flags, load_model
 
 DEFAULTS = {
-    "completions": {"temperature": 0.5, "repetition_penalty": 1.2},
-    "summaries": {"temperature": 0.2, "repetition_penalty": 1.0},
+    "completions": {"temperature": 0.5, "repetition_penalty": 1.2, "top_k": 50},
+    "summaries": {"temperature": 0.2, "repetition_penalty": 1.0, "top_k": 50},
 }
 NEW_TOKENS, WHOLE_TOKENS = 180, 100
 
@@ -53,7 +53,7 @@ def parse_args(argv=None):
     add("--samples", type=positive, default=3, help="for each input, at most 26")
     add("--temperature", type=float, help="0 is greedy (default: the kind's own)")
     add("--repetition-penalty", type=float, help="default: the kind's own")
-    add("--top-k", type=int, default=50, help="draw from the k likeliest tokens")
+    add("--top-k", type=int, help="draw from the k likeliest tokens (default: 50)")
     add("--seed", type=whole, default=0)
     return parser.parse_args(argv)
 
@@ -100,10 +100,8 @@ def main(argv=None) -> list[list[str]]:
         if len(references) != len(inputs):
             raise UserError(f"{args.references}: {len(references)} references for {len(inputs)} "
                             "inputs; give one for each")  # fmt: skip
-    sampling = {"top_k": args.top_k}
-    for name, own in DEFAULTS[args.kind].items():
-        given = getattr(args, name)
-        sampling[name] = own if given is None else given
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    sampling = {name: given.get(name, own) for name, own in DEFAULTS[args.kind].items()}
     source = Path(args.adapter or args.checkpoint or "tiny-llama")
     name = args.name or (source.parent.name if source.name in ("adapter", "model") else source.name)
     written = []

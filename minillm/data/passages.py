@@ -1,14 +1,15 @@
-"""Plain text to continue: a line is given, the lines that follow it are the response.
+"""Text to continue: a line is given and the lines that follow are the response, or a file of
+prompts with their completions.
 
 The text is split by place, not by line (the first 80 % train, the next 10 % validate, the rest
 test), because the lines of one scene know each other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
-from minillm.data.samples import Sample, Splits
+from minillm.data.samples import Sample, Splits, read_rows, read_splits, text_field
 from minillm.data.templates import Template
 from minillm.data.tinyworld import stories
 from minillm.errors import UserError
@@ -46,12 +47,34 @@ def _passage(lines: list[str], template: Template) -> Sample:
     return Sample(template.fill(text=lines[0].strip()), response, row="\n".join(lines))
 
 
+def read_completions(path: str | Path, template: Template) -> Splits:
+    """From a folder with train, validation and test.jsonl, or one JSONL file (prompt, completion),
+    of which a tenth each is held out by a hash of the row. The completion is taken as it is: one
+    that follows after a space begins with it. Errors: UserError naming file, line and field."""
+
+    def read(file: Path) -> list[Sample]:
+        pairs = [[text_field(row, name, where) for name in ("prompt", "completion")]
+                 for row, where in read_rows(file)]  # fmt: skip
+        return [Sample(template.fill(prompt=asked), told, row=asked) for asked, told in pairs]
+
+    return read_splits(path, read, ["jsonl"])
+
+
+def tinyworld_completions(n_train: int, n_held_out: int, template: Template) -> Splits:
+    """Tinyworld's stories, the first sentence as the prompt."""
+    return _stories(n_train, n_held_out, lambda text: template.fill(prompt=text))
+
+
 def tinyworld_passages(n_train: int, n_held_out: int, template: Template) -> Splits:
     """Tinyworld's stories of a seed of their own: the first sentence is given."""
+    return _stories(n_train, n_held_out, lambda text: template.fill(text=text))
+
+
+def _stories(n_train: int, n_held_out: int, ask: Callable[[str], str]) -> Splits:
     n_test = max(n_held_out, 200)
     samples = []
     for story in islice(stories(seed=3), n_test + n_train + n_held_out):
         first, _, rest = story.text.partition(". ")
-        samples.append(Sample(template.fill(text=f"{first}."), f" {rest}", row=story.text))
+        samples.append(Sample(ask(f"{first}."), f" {rest}", row=story.text))
     test, rest = samples[:n_test], samples[n_test:]
     return Splits(rest[:n_train], rest[n_train:], test)

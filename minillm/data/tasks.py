@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minillm.data.alpaca import alpaca_splits, tinyworld_instructions
-from minillm.data.passages import read_passages, tinyworld_passages
+from minillm.data.passages import (
+    read_completions,
+    read_passages,
+    tinyworld_completions,
+    tinyworld_passages,
+)
 from minillm.data.rotten_tomatoes import LABELS, read_rotten_tomatoes, tinyworld_reviews
 from minillm.data.samples import Splits
 from minillm.data.summaries import (
@@ -63,6 +68,7 @@ TASKS = {
         baselines={"title": lambda row: row["title"], "lead-2": first(2, "post")},
         answer_tokens=80,
     ),
+    "completion": Task("prompt", "prompt", read_completions, tinyworld_completions),
     "shakespeare": Task(
         "complete", "text", read_passages, tinyworld_passages, compare_with_training=True,
         answer_tokens=100,

@@ -69,6 +69,7 @@ TEMPLATES = {
     ),
     "complete": Template("complete", "{text} <complete>"),
     "continue": Template("continue", "{text}"),
+    "prompt": Template("prompt", "{prompt}"),
 }
 
 

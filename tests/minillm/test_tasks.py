@@ -181,7 +181,7 @@ def test_passages_give_a_line_and_are_split_by_place(tmp_path):
     assert all(f"line {i} of" in texts for i in range(200))
 
 
-@pytest.mark.parametrize("task", ["cnn_dailymail", "tldr", "shakespeare"])
+@pytest.mark.parametrize("task", ["cnn_dailymail", "tldr", "shakespeare", "completion"])
 def test_tinyworlds_stand_in_keeps_its_test_split_whatever_the_sizes(task):
     kind = TASKS[task]
     template = TEMPLATES[kind.template]
@@ -221,6 +221,14 @@ def test_the_real_shakespeare_is_split_into_passages():
     vocabulary = GPT2Tokenizer(shared("gpt2_vocab"))
     assert vocabulary.decode(vocabulary.encode(" <complete>")[:1]) == " <"
     assert encode_samples(splits.test, vocabulary, 512).dropped == 0
+
+
+def test_completions_are_taken_as_they_are(tmp_path):
+    rows = [{"prompt": f"Is {i} {{even}}?", "completion": f" {i % 2 == 0}"} for i in range(50)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = TASKS["completion"].read(tmp_path / "c.jsonl", TEMPLATES["prompt"])
+    found = {(s.prompt, s.response) for side in vars(splits).values() for s in side}
+    assert found == {(row["prompt"], row["completion"]) for row in rows}
 
 
 def test_sentences_end_at_a_mark_and_white_space():
