@@ -32,6 +32,7 @@ class KVCache:
         self.max_len = max_len
         self.length = 0
         self.n_prefix = 0
+        self.n_kept = 0  # columns of a learned prefix, which reset leaves
 
     @classmethod
     def like(cls, weight: Tensor, sizes: tuple, dtype=None, device=None) -> "KVCache":
@@ -68,6 +69,5 @@ class KVCache:
         self.values = self.values[:, rows]
 
     def reset(self) -> None:
-        """Forgets everything, keeping the memory."""
-        self.length = 0
-        self.n_prefix = 0
+        """Forgets everything but a learned prefix, keeping the memory."""
+        self.length = self.n_prefix = self.n_kept

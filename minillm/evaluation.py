@@ -36,23 +36,25 @@ class Answer:
 
 def write_answers(
     model: nn.Module, tokenizer, samples: Sequence[Sample], max_new_tokens: int,
-    batch_size: int = 32, seed: int = 0, **sampling,
+    max_length: int | None = None, batch_size: int = 32, seed: int = 0, **sampling,
 ) -> list[Answer]:
     """An answer to each sample, in their order, decoded freely (greedy unless `sampling` says
     otherwise), its end-of-text cut off.
 
-    A prompt's body is shortened until prompt and answer fit the context. Rows of like length share
-    a batch; that changes no row's answer. Errors: UserError for a prompt without a body that does
-    not fit.
+    A prompt's body is shortened until prompt and answer fit in the context, and in `max_length`.
+    Rows of like length share a batch; that changes no row's answer. Errors: UserError naming the
+    sample whose prompt has no body to shorten and does not fit.
     """
-    room = model.config.max_seq_len - max_new_tokens
-    if room < 2:
-        raise UserError(
-            f"--max-new-tokens {max_new_tokens}: the context of {model.config.max_seq_len} leaves "
-            "no room for a prompt; lower it"
-        )
+    limit = min(model.config.max_seq_len, max_length or model.config.max_seq_len)
+    room = limit - max_new_tokens
     fitting = [shorten(sample, tokenizer, room) for sample in samples]
     prompts = [tokenizer.encode(sample.prompt, bos=True) for sample in fitting]
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) > room:
+            raise UserError(
+                f"sample {number}: a prompt of {len(prompt)} tokens and an answer of up to "
+                f"{max_new_tokens} do not fit in {limit}; lower --max-new-tokens or shorten it"
+            )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}
     for start in tqdm(range(0, len(order), batch_size), desc="write", unit="batch", leave=False):

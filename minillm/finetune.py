@@ -28,7 +28,6 @@ from minillm.predict import predict_labels
 from minillm.runs import Run
 from minillm.training import Progress, load_trainable
 
-EVAL_BATCH = 32  # rows in a batch of held-out samples
 SHOWN_TOKENS = 60  # of an answer
 
 
@@ -132,15 +131,16 @@ def show_answers(model: nn.Module, tokenizer, data: Data, title: str) -> None:
 
 def conclude(
     model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, peak: float,
-    data: Data, run: Run,
+    data: Data, run: Run, method: str,
 ) -> None:  # fmt: skip
     """Prints memory by category (peak in MiB, without Python and its libraries), speed, losses;
-    the same numbers go to summary.json."""
+    the same numbers and the method's own line go to summary.json."""
     memory = memory_by_category(model, optimizer, peak)
     rows = data.train.rows
     n_rows = round(progress.tokens * len(rows) / sum(len(row.tokens) for row in rows))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     write_json(run.folder / "summary.json", {
-        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "method": method, "trainable": trainable,
         "parameters": sum(p.numel() for p in model.parameters()), "steps": progress.step,
         "best_step": progress.best_step, "tokens": progress.tokens,
         "supervised_tokens": progress.supervised, "seconds": progress.seconds,

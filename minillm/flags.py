@@ -69,8 +69,9 @@ def _add_training_flags(parser: Parser, lr: float) -> None:
     add("--weight-decay", type=amount, default=0.0, help="AdamW's, on matrices")
     add("--grad-clip", type=amount, default=1.0, help="largest gradient norm, 0 for no limit")
     add("--eval-every", type=positive, help="optimizer steps between held-out losses")
-    add("--patience", type=positive, help="stop after N evaluations without a new best")
-    add("--seed", type=whole, default=0, help="of LoRA's A, of the order and of dropout")
+    add("--patience", type=positive, help="stop after N evaluations without a new best (one after "
+        "each epoch, unless --eval-every says otherwise)")  # fmt: skip
+    add("--seed", type=whole, default=0, help="of what starts at random, of order and dropout")
     add("--precision", choices=["auto", *DTYPES], default="auto",
         help="of matrix products; auto: bf16 where it runs in hardware")  # fmt: skip
     add("--frozen-dtype", choices=["auto", *DTYPES], default="auto",

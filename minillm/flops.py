@@ -24,13 +24,14 @@ def training_flops(model: nn.Module, tokens: int, supervised: int, rows: int) ->
     lowest = next((i for i, b in enumerate(base.blocks) if _trains(b)), len(blocks))
     if base is not model or _trains(base.embedding):
         lowest = 0  # what is trained comes before the first block
-    again = base.gradient_checkpointing
-    forward = tokens * sum(blocks) * (2 if again else 1) + supervised * head
-    to_inputs = tokens * sum(blocks[lowest:]) + supervised * head
+    above = sum(blocks[lowest:])
+    forward = tokens * sum(blocks) + supervised * head
+    again = tokens * above if base.gradient_checkpointing else 0
+    to_inputs = tokens * above + supervised * head * (above > 0)
     trained = sum(_matrices(block, only_trained=True) for block in base.blocks)
     own_head = base.embedding if base.config.tied_head else base.get_submodule(base.HEAD)
     to_weights = tokens * trained + supervised * head * _trains(own_head)
-    return 2.0 * (forward + to_inputs + to_weights)
+    return 2.0 * (forward + again + to_inputs + to_weights)
 
 
 def _matrices(module: nn.Module, only_trained: bool = False) -> int:

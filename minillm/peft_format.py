@@ -108,7 +108,7 @@ def _make_place(model: nn.Module, owner: str, leaf: str, lazy: LazyTensor, file:
     layer = owner.removesuffix(".down")
     if owner == model.HEAD and model.config.tied_head:
         untie_head(model)
-    elif layer != owner and type(modules.get(layer)) is nn.Linear:
+    elif layer != owner and type(modules.get(layer)) is nn.Linear and lazy.shape:
         parent, _, name = layer.rpartition(".")
         adapter = AdapterLinear.from_linear(modules[layer], lazy.shape[0])
         setattr(model.get_submodule(parent), name, adapter)

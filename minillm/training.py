@@ -36,7 +36,7 @@ class TrainSettings:
     grad_clip: float = 1.0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    eval_every: int | None = None  # None: only before and after
+    eval_every: int | None = None  # None: before and after, and with patience after each epoch
     patience: int | None = None
 
     @classmethod
@@ -84,7 +84,9 @@ def train(
     """
     optimizer, scaler = make_optimizer(model, settings), precision.scaler()
     progress = restore(run, model, optimizer, scaler)
-    groups = settings.epochs * batches.groups_per_epoch(settings.accumulation_steps)
+    epoch = batches.groups_per_epoch(settings.accumulation_steps)
+    groups = settings.epochs * epoch
+    every = settings.eval_every or (epoch if settings.patience else None)
     last_step = min(groups, settings.max_iters or groups)
     if progress.before is None and held_out is not None:
         progress.before = evaluate(model, loss_fn, held_out, precision)
@@ -122,7 +124,7 @@ def train(
             "supervised_tokens": count, "tokens_per_s": n_tokens / seconds,
             "memory_mib": used_mib(precision.device),
         }  # fmt: skip
-        if ended or (settings.eval_every and progress.step % settings.eval_every == 0):
+        if ended or (every and progress.step % every == 0):
             if held_out is not None:
                 row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
             ended |= record(run, row, progress, settings, model, optimizer, scaler)

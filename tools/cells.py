@@ -2,12 +2,13 @@
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from minillm.errors import UserError
+from minillm.errors import NumericError, UserError
 from minillm.files import read_json, write_json
 
 
@@ -30,9 +31,20 @@ def done_once(path: Path, work: Callable[[], dict]) -> dict:
     return read_json(path)
 
 
+def split_flags(text: str, where: str) -> list[str]:
+    """A text of flags as a shell would take it apart. Errors: UserError for an open quote."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{where} {text!r}: {error}; fix the quotes") from None
+
+
 def run_script(script: Path, folder: Path, flags: list[str]) -> None:
-    """Runs a training script with `folder` as its run, continuing what is there; what it prints
-    goes to FOLDER.log. Errors: UserError with the script's own line."""
+    """Runs a training script with `folder` as its run, continuing what is there, unless it ended;
+    what it prints goes to FOLDER.log. Errors: UserError with the script's own line, NumericError
+    if its numbers broke down."""
+    if (folder / "summary.json").exists():
+        return
     if (folder / "metrics.jsonl").exists():
         flags = [*flags, "--resume"]
     command = [sys.executable, str(script), "--out-dir", str(folder), *flags]
@@ -41,7 +53,8 @@ def run_script(script: Path, folder: Path, flags: list[str]) -> None:
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
         reason = lines[-1].removeprefix("error: ") if lines else done.stderr[-300:]
-        raise UserError(f"{folder}: the run failed: {reason}")
+        kind = NumericError if done.returncode == 3 else UserError
+        raise kind(f"{folder}: the run failed: {reason}")
 
 
 def write_report(

@@ -3,7 +3,8 @@
     python tools/compare_methods.py --out-dir runs/methods                  on a laptop
     python tools/compare_methods.py --out-dir runs/tale --checkpoint tiny-llama --task shakespeare
     python tools/compare_methods.py --out-dir runs/cnn --checkpoint gpt2 --data cnn_dailymail/ \\
-        --train-flags "--samples 21000 --held-out 6000 --epochs 10 --patience 2" --search-steps 200
+        --train-flags "--samples 21000 --held-out 6000 --epochs 10 --eval-every 160 --patience 2" \\
+        --search-steps 160 --test-samples 3000
 
 For each method the rate is searched first: a short run with each rate of a grid (--grid), the one
 with the lowest held-out loss is taken; or it is given (--lrs lora=3e-3,full=1e-4). Then a run per
@@ -11,7 +12,7 @@ seed, whose best checkpoint writes freely for the test split. Every run is a pro
 cell that is done is not done again. Writes report.md, table.csv, loss.png, rouge.png and cost.png.
 """
 
-import shlex
+import argparse
 import time
 from pathlib import Path
 
@@ -20,12 +21,12 @@ from tqdm import tqdm
 from minillm.adapt.methods import METHODS
 from minillm.cli import Parser, amount, positive, settings_of, several, whole
 from minillm.data.tasks import TASKS
-from minillm.errors import UserError, friendly_errors
+from minillm.errors import NumericError, UserError, friendly_errors
 from minillm.files import read_json
 from minillm.hub import find_checkpoint
 from minillm.text_metrics import rouge
 from tools import evaluate
-from tools.cells import done_once, open_experiment, run_script
+from tools.cells import done_once, open_experiment, run_script, split_flags
 from tools.methods_report import summarize
 from tools.models import family_of
 
@@ -40,12 +41,12 @@ TINY_GRID = {  # with a bundled one: small models want large steps
     "bitfit": (2e-2, 1e-1, 3e-1), "lora": (5e-3, 1e-2, 3e-2), "adapters": (5e-3, 2e-2, 5e-2),
     "prompt_tuning": (5e-2, 2e-1, 5e-1), "prefix_tuning": (2e-1, 5e-1, 1.5),
 }  # fmt: skip
-TEXT_TASKS = [name for name, task in TASKS.items() if not task.labels]
+TEXT_TASKS = [name for name, task in TASKS.items() if task.has_test and not task.labels]
 TINY_FLAGS = (
     "--samples 1200 --held-out 100 --epochs 1 --batch-size 8 --accumulation-steps 1 "
     "--eval-every 50 --schedule cosine --warmup 10 --attention explicit"
 )
-COMMON_FLAGS = "--schedule cosine --warmup 50 --eval-every 100"
+COMMON_FLAGS = "--schedule cosine --warmup 50 --eval-every 200"
 
 
 def parse_args(argv=None):
@@ -62,8 +63,8 @@ def parse_args(argv=None):
         "has three by default)")  # fmt: skip
     add("--search-steps", type=positive, default=50, help="optimizer steps of a run of the search")
     add("--seeds", type=several(whole), default=[0, 1], help="a run each (default: 0,1)")
-    add("--train-flags", help="flags of every run of the fine-tuning script, in quotes (default: "
-        f"{TINY_FLAGS} for a bundled model, else {COMMON_FLAGS})")  # fmt: skip
+    add("--train-flags", default="", help="flags of every run of the script, in quotes, "
+        f"put after {TINY_FLAGS} for a bundled model, else after {COMMON_FLAGS}")  # fmt: skip
     add("--test-samples", type=positive, default=100, help="of the test split (default: 100)")
     add("--max-new-tokens", type=positive, help="tokens written (default: the task's own)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -79,19 +80,35 @@ def rates(text: str, methods: list[str]) -> dict[str, list[float]]:
             raise UserError(f"learning rate of {name!r}: not among --methods {','.join(methods)}")
         try:
             found[name.strip()] = [amount(value) for value in values.split(":")]
-        except ValueError:
+        except (ValueError, argparse.ArgumentTypeError):
             raise UserError(f"learning rates {part!r}: write METHOD=RATE or RATE:RATE") from None
     return found
 
 
+def flag_value(flags: list[str], name: str, default: str) -> str:
+    """The last value of a flag among flags."""
+    spelled = [word.replace("_", "-") for word in flags]
+    values = [value for word, value in zip(spelled, flags[1:], strict=False) if word == name]
+    return values[-1] if values else default
+
+
 def search(folder: Path, script: Path, method: str, grid: list[float], flags: list[str]) -> dict:
-    """Held-out loss of a short run with each rate, and the best rate."""
+    """Held-out loss of a short run with each rate (None where it diverged), and the best rate.
+
+    Errors: UserError if all diverged.
+    """
     losses = {}
     for lr in grid:
         cell = folder / f"search-{method}-{lr:g}"
-        run_script(script, cell, [*flags, "--method", method, "--lr", str(lr)])
-        losses[f"{lr:g}"] = read_json(cell / "summary.json")["held_out_best"]
-    return {"losses": losses, "lr": float(min(losses, key=losses.get))}
+        try:
+            run_script(script, cell, [*flags, "--method", method, "--lr", str(lr)])
+            losses[f"{lr:g}"] = read_json(cell / "summary.json")["held_out_best"]
+        except NumericError:
+            losses[f"{lr:g}"] = None
+    found = {lr: loss for lr, loss in losses.items() if loss is not None}
+    if not found:
+        raise UserError(f"{method}: no rate of {', '.join(losses)} trains; give others by --grid")
+    return {"losses": losses, "lr": float(min(found, key=found.get))}
 
 
 def measure(flags: list[str], folder: Path) -> dict:
@@ -125,19 +142,27 @@ def main(argv=None) -> dict:
     base = find_checkpoint(args.checkpoint)
     is_tiny = base.name.startswith("tiny-")
     given = rates(args.lrs, methods)
+    if any(len(found) > 1 for found in given.values()):
+        raise UserError("--lrs: one rate for a method; several to choose from go to --grid")
     grid = (TINY_GRID if is_tiny else GRID) | rates(args.grid, methods)
-    train_flags = shlex.split(args.train_flags or (TINY_FLAGS if is_tiny else COMMON_FLAGS))
+    own = f"{TINY_FLAGS if is_tiny else COMMON_FLAGS} {args.train_flags}"
+    train_flags = split_flags(own, "--train-flags")
     script = SCRIPTS / f"finetune_{family_of(base).name}.py"
-    folder = open_experiment(args.out_dir, settings_of(args))
+    settings = settings_of(args) | {"train-flags": train_flags, "grid": {
+        method: list(grid[method]) for method in methods if method not in given}}  # fmt: skip
+    folder = open_experiment(args.out_dir, settings)
     data = ["--task", args.task, "--device", args.device,
             *(["--data", args.data] if args.data else [])]  # fmt: skip
     flags = ["--checkpoint", str(base), *data, "--add-biases", *train_flags]
-    length = ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
-    measured = [*data, "--samples", str(args.test_samples), *length]
+    measured = [*data, "--samples", str(args.test_samples),
+                "--max-length", flag_value(train_flags, "--max-length", "512")]  # fmt: skip
+    measured += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
 
     untuned = done_once(folder / "untuned.json", lambda: measure(
         ["--checkpoint", str(base), *measured], folder / "untuned"))  # fmt: skip
-    short = [*flags, "--max-iters", str(args.search_steps), "--seed", str(args.seeds[0])]
+    # a tenth of a short run warms up: with the long run's warm-up it might do nothing else
+    short = [*flags, "--max-iters", str(args.search_steps), "--seed", str(args.seeds[0]),
+             "--warmup", str(args.search_steps // 10)]  # fmt: skip
     chosen, runs = {}, {}
     for method in tqdm(methods, desc="methods", unit="method"):
         if method in given:
@@ -155,7 +180,7 @@ def main(argv=None) -> dict:
                 train_and_measure(script, cell, [*flags, *own], measured),
             ) for seed in args.seeds
         ]  # fmt: skip
-    summarize(folder, untuned, chosen, runs, settings_of(args), args.seeds[0])
+    summarize(folder, untuned, chosen, runs, settings, args.seeds[0])
     return runs
 
 

@@ -34,8 +34,8 @@ def parse_args(argv=None):
     add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
     add("--split", choices=SPLITS, default="test", help="which part of it (default: test)")
     add("--samples", type=positive, help="only the first N of the split")
-    add("--max-length", type=positive, default=1024,
-        help="tokens of a sample for the loss; articles are shortened to it")  # fmt: skip
+    add("--max-length", type=positive, default=512, help="tokens of a sample, and of a prompt with "
+        "its answer; articles are shortened to it, as in training")  # fmt: skip
     add = parser.add_argument_group("prediction").add_argument
     add("--by", choices=[GENERATION, LIKELIHOOD, "both"], default="both", help="labels only")
     add("--batch-size", type=positive, default=32, help="prompts in a batch")
@@ -57,6 +57,9 @@ def read_data(task: str, data: str | None, split: str, template, n: int | None):
     """The samples of one split, asked in the template's words, and the training text if the task
     is compared with it. Errors: UserError if the split is empty."""
     kind = TASKS[task]
+    if data is None and split != "test" and not kind.labels:
+        raise UserError(f"--split {split}: of tinyworld's stand-in for {task} only the test split "
+                        "is the same in every run; give --data, or measure on test")  # fmt: skip
     template = (template or find_template(kind.template)).check_field(kind.field)
     n_train = TRAINING_SAMPLES if kind.compare_with_training else 1
     splits = kind.read(data, template) if data else kind.tinyworld(n_train, 1, template)
@@ -94,7 +97,7 @@ def measure_texts(
 ):
     """The report of a task whose answers are texts, and what goes into the two files."""
     report = loss_report(model, tokenizer, samples, max_length, how["batch_size"])
-    answers = write_answers(model, tokenizer, samples, **how)
+    answers = write_answers(model, tokenizer, samples, max_length=max_length, **how)
     report |= text_report(TASKS[task], samples, answers, known)
     print(f"{report['samples']}\nloss {report['loss']:.4f} nats per token, perplexity "
           f"{report['perplexity']:.3f}")  # fmt: skip

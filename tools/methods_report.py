@@ -21,13 +21,16 @@ def method_row(method: str, lr: float, runs: list[dict]) -> dict:
     first = summaries[0]
     return {
         "method": method, "lr": lr, "test loss": f"{mean(losses):.3f}{spread}",
+        "perplexity": f"{mean(report['perplexity'] for report in reports):.2f}",
         **rouge_columns(runs), "stopped": f"{mean(r['stopped_share'] for r in reports):.0%}",
         "tokens": f"{mean(r['mean_tokens'] for r in reports):.1f}",
         **shared_column(reports), "trainable": f"{first['trainable']:,}",
         "% of all": f"{100 * first['trainable'] / first['parameters']:.3f}",
         "saved, kB": f"{runs[0]['saved_bytes'] / 1000:,.1f}",
+        "steps": f"{mean(s['steps'] for s in summaries):.0f}",
+        "tokens seen": f"{mean(s['tokens'] for s in summaries):,.0f}",
         "train s": f"{mean(s['seconds'] for s in summaries):.1f}",
-        "eval s": f"{mean(run['eval_seconds'] for run in runs):.1f}",
+        "test s": f"{mean(run['eval_seconds'] for run in runs):.1f}",
         "peak MiB": f"{mean(s['memory_mib']['peak'] for s in summaries):,.0f}",
         "TFLOP": f"{mean(s['flops'] for s in summaries) / 1e12:.2f}",
     }  # fmt: skip
@@ -52,7 +55,7 @@ def shared_column(reports: list[dict]) -> dict:
     """The longest copy from the training text, where that was looked for."""
     if "longest_shared" not in reports[0]:
         return {}
-    return {"longest copy": max(len(report["longest_shared"]) for report in reports)}
+    return {"longest copy, characters": max(len(report["longest_shared"]) for report in reports)}
 
 
 def at_the_edge(found: dict) -> str:
@@ -70,9 +73,10 @@ def other_rows(untuned: dict) -> list[dict]:
         for name, scores in report.get("baselines", {}).items()
     ]
     return [*rows, {
-        "method": "no tuning", "test loss": f"{report['loss']:.3f}", **rouge_columns([untuned]),
+        "method": "no tuning", "test loss": f"{report['loss']:.3f}",
+        "perplexity": f"{report['perplexity']:.2f}", **rouge_columns([untuned]),
         "stopped": f"{report['stopped_share']:.0%}", "tokens": f"{report['mean_tokens']:.1f}",
-        **shared_column([report]), "eval s": f"{untuned['eval_seconds']:.1f}",
+        **shared_column([report]), "test s": f"{untuned['eval_seconds']:.1f}",
     }]  # fmt: skip
 
 
@@ -83,19 +87,24 @@ def summarize(
     """The comparison's report, table and pictures."""
     rows = [method_row(method, chosen[method]["lr"], found) for method, found in runs.items()]
     tried = "\n".join(
-        f"- {method}: " + ", ".join(f"{lr} {loss:.3f}" for lr, loss in found["losses"].items())
-        + at_the_edge(found)
+        f"- {method}: " + ", ".join(f"{lr} " + ("diverged" if loss is None else f"{loss:.3f}")
+                                   for lr, loss in found["losses"].items()) + at_the_edge(found)
         for method, found in chosen.items() if found["losses"]
     )  # fmt: skip
+    trained = "\n".join(f"- {found[0]['summary']['method']}" for found in runs.values())
     n = untuned["report"]["n"]
     note = (
         f"Test split, n = {n}, greedy; {len(next(iter(runs.values())))} seeds each. Test loss: "
         "nats per token of the reference, end of text included (mean ± standard deviation over "
         "seeds). "
-        f"ROUGE: {CONVENTION}. Training time leaves evaluation out; TFLOP are counted from the "
-        "model, not measured. Methods that train the base's own tensors keep it in fp32, the "
-        "others in the precision they compute in: that is in their peak memory.\n\n"
-        f"Held-out loss after the search's steps, by learning rate:\n\n{tried or '(none searched)'}"
+        f"ROUGE: {CONVENTION}. Train s: evaluation left out; test s: loading, writing, scoring. "
+        "TFLOP are counted from the model, not measured. Peak MiB: growth of the process from "
+        "before it loaded the model, over training and its held-out evaluations. Methods that "
+        "train the base's own tensors keep it in fp32, the others in the precision they compute "
+        "in. The test split is measured as tools/evaluate.py does by default, in fp32 on a CPU. "
+        "tokens: of an answer, on average.\n\n"
+        f"{trained}\n\nHeld-out loss after the search's steps, by learning rate:\n\n"
+        f"{tried or '(none searched)'}"
     )
     pictures = ["loss.png", "cost.png"]
     curves = {m: read_metrics(folder / f"{m}-seed{seed}" / "metrics.jsonl") for m in runs}

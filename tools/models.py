@@ -22,7 +22,7 @@ FAMILIES = (llama.FAMILY, gpt2.FAMILY)
 def add_adapted_model_flags(parser: Parser) -> None:
     """Which model, and which adapter on top of it."""
     add = add_model_flags(parser).add_argument
-    add("--adapter", help="folder of a LoRA adapter to put on top; it knows its base")
+    add("--adapter", help="folder of what a fine-tuning kept, to put on top; it knows its base")
     add("--force", action="store_true", help="accept an adapter trained on another base")
     add("--template", help="prompt text (default: the adapter's own; none for a bare model)")
     add("--precision", choices=["auto", *DTYPES],
@@ -94,8 +94,7 @@ def load_model(checkpoint, adapter, layers, tokenizer, template, device, precisi
 def encode_prompt(tokenizer, template: Template | None, prompt: str, input: str = "") -> list[int]:
     """Prompt ids as in training: the template filled in, or the bare text, after BOS."""
     if template is not None:
-        fields = dict.fromkeys(("instruction", "text", "article", "post", "prompt"), prompt)
-        prompt = template.fill(**fields, input=input)
+        prompt = template.ask(prompt, input)
     return tokenizer.encode(prompt, bos=True)
 
 

@@ -50,7 +50,8 @@ def parse_args(argv=None):
     add("--name", help="of the model in the files' names (default: its folder's)")
     add("--out-dir", default=".", help="where the files go")
     add = parser.add_argument_group("sampling").add_argument
-    add("--samples", type=positive, default=3, help="for each input, at most 26")
+    add("--samples", type=positive, default=3, choices=range(1, 27), metavar="N",
+        help="for each input, at most 26 (default: 3)")  # fmt: skip
     add("--temperature", type=float, help="0 is greedy (default: the kind's own)")
     add("--repetition-penalty", type=float, help="default: the kind's own")
     add("--top-k", type=int, help="draw from the k likeliest tokens (default: 50)")
@@ -65,7 +66,7 @@ def read_inputs(kind: str, path: Path, template) -> list[Sample]:
         found = [ask_about_post(post, template) for post in read_posts(text)]
     else:
         lines = [line.strip() for line in text.split("\n") if line.strip()]
-        found = [Sample(template.fill(text=line) if template else line, "") for line in lines]
+        found = [Sample(template.ask(line) if template else line, "") for line in lines]
     if not found:
         raise UserError(f"{path}: no inputs in this file; write one a line")
     return found

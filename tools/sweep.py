@@ -13,7 +13,6 @@ rank is, so one learning rate does not suit all: `--lrs` gives each rank its own
 full fine-tuning. The bundled model comes with both.
 """
 
-import shlex
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from minillm.metrics import paired_test
 from minillm.plots import plot_accuracies, plot_held_out
 from minillm.runs import read_metrics
 from tools import evaluate
-from tools.cells import done_once, open_experiment, run_script, write_report
+from tools.cells import done_once, open_experiment, run_script, split_flags, write_report
 
 SCRIPT = Path(__file__).parent.parent / "train" / "finetune_gpt2.py"
 FULL_FLAGS = "--lr 5e-5 --dropout 0.05"
@@ -63,12 +62,12 @@ def own_flags(
     the bundled model. Errors: UserError if the rates are not one, or one for each rank."""
     is_tiny = find_checkpoint(checkpoint) == find_checkpoint("tiny-gpt2")
     full = full or (TINY["full"] if is_tiny else FULL_FLAGS)
-    flags = [*(TINY["train"] if is_tiny else []), *shlex.split(train)]
+    flags = [*(TINY["train"] if is_tiny else []), *split_flags(train, "--train-flags")]
     if lrs is None and is_tiny and n_ranks == len(TINY["lrs"]):
         lrs = TINY["lrs"]
     if lrs is not None and len(lrs) not in (1, n_ranks):
         raise UserError(f"--lrs: {len(lrs)} for {n_ranks} ranks; give one for each")
-    return lrs, flags, shlex.split(full)
+    return lrs, flags, split_flags(full, "--full-flags")
 
 
 def plan(
@@ -164,7 +163,8 @@ def main(argv=None) -> dict[str, dict]:
     for template in templates:
         find_template(template, "text")
     cells = plan(args.ranks, lrs, templates, full_flags)
-    folder = open_experiment(args.out_dir, settings_of(args))
+    settings = settings_of(args) | {"cells": cells, "train-flags": train_flags}
+    folder = open_experiment(args.out_dir, settings)
     common = ["--device", args.device, *(["--data", args.data] if args.data else [])]
     layers = ["--layers", str(args.layers)] if args.layers else []
     base = ["--checkpoint", args.checkpoint, *layers]
@@ -182,7 +182,7 @@ def main(argv=None) -> dict[str, dict]:
     for number, title in enumerate(tqdm(cells, desc="cells", unit="cell"), 1):
         kept = folder / f"cell-{number}.json"
         results[title] = done_once(kept, lambda n=number, t=title: trained(n, t))
-    summarize(folder, results, settings_of(args))
+    summarize(folder, results, settings)
     return results
 
 

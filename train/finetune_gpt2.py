@@ -61,19 +61,20 @@ def main(argv=None) -> tuple[float, float]:
     )  # fmt: skip
     settings = TrainSettings.from_flags(vars(args))
     batches = Batches(data.train.rows, args.batch_size, tokenizer.pad_id, args.seed, context)
-    held_out = Batches(data.held_out.rows, finetune.EVAL_BATCH, tokenizer.pad_id, None, context)
+    held_out = Batches(data.held_out.rows, args.batch_size, tokenizer.pad_id, None, context)
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "finetune-gpt2")
     run = Run(folder, settings_of(args), args.resume, args.overwrite, args.wandb_project)
 
     finetune.announce(model, base, precision, method, data, batches, args.accumulation_steps)
     finetune.show_answers(model, tokenizer, data, "before")
+    reset_peak(device)
     progress, optimizer = train(model, token_loss, batches, held_out, settings, precision, run)
     peak = peak_mib(device) - baseline
     finetune.keep(
         model, tokenizer, FAMILY, progress, run, args.method, base, data.template, args.keep_last
     )
     finetune.show_answers(model, tokenizer, data, "after")
-    finetune.conclude(model, optimizer, progress, peak, data, run)
+    finetune.conclude(model, optimizer, progress, peak, data, run, method)
     return progress.before, progress.best
 
 

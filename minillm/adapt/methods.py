@@ -5,7 +5,8 @@ leaves exactly its own tensors trainable. LoRA, adapters and the methods that tr
 base return the model itself, prompt and prefix tuning a wrapper with the same call.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from minillm.adapt.bottleneck import AdapterLinear, add_adapters
 from minillm.adapt.lora import add_lora, mark_only_lora_as_trainable
+from minillm.adapt.lora_linear import LoRALinear
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
 from minillm.errors import UserError
 
@@ -98,7 +100,8 @@ def untie_head(model: nn.Module) -> None:
 def last_block(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """The last transformer block; the final norm and the head stay."""
     count = _train_only(model, set(model.blocks[-1].parameters()))
-    return model, f"last block of {model.config.n_layers}: all of its {count:,} parameters"
+    sizes = _sum_of_sizes(model.blocks[-1].parameters())
+    return model, f"last block of {model.config.n_layers}, all of it: {sizes} = {count:,}"
 
 
 def bitfit(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
@@ -108,14 +111,15 @@ def bitfit(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Modu
     """
     if options.add_biases:
         add_biases(model)
-    biases = {p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+    named = model.named_parameters()
+    biases = dict.fromkeys(p for name, p in named if name.rpartition(".")[2] == "bias")
     if not biases:
         raise UserError(
             f"bitfit: a {type(model).__name__} has no biases to train; add --add-biases (zero "
             "ones in every linear layer), or choose another --method"
         )
-    count = _train_only(model, biases)
-    return model, f"bitfit: all {len(biases)} bias vectors, {count:,} in sum"
+    count = _train_only(model, set(biases))
+    return model, f"bitfit, all {len(biases)} bias vectors: {_sum_of_sizes(biases)} = {count:,}"
 
 
 def add_biases(model: nn.Module) -> None:
@@ -133,10 +137,27 @@ def lora(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module
     n_layers = add_lora(model, options.targets, rank, alpha, options.lora_dropout)
     mark_only_lora_as_trainable(model)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    where = f"{n_layers} layers ({', '.join(options.targets)})"
     return model, (
-        f"LoRA rank {rank}, alpha {alpha:g} (scale {alpha / rank:g}) on {n_layers} layers "
-        f"({', '.join(options.targets)}): sum of r (in + out) = {count:,}"
+        f"LoRA rank {rank}, alpha {alpha:g} (scale {alpha / rank:g}) on {where}: sum of "
+        f"r (in + out) = {_lora_sum(model, rank)} = {count:,}"
     )
+
+
+def _lora_sum(model: nn.Module, rank: int) -> str:
+    """5 x 16 x (224 + 672): as many A and B as there are, by their sides."""
+    sides = Counter()
+    for layer in model.modules():
+        if isinstance(layer, LoRALinear) and layer.is_lora():
+            n = len(layer.lora_A) // rank  # slices of a fused layer have an A and a B each
+            sides[layer.in_features, len(layer.lora_B) // n] += n
+    return " + ".join(f"{n} x {rank} x ({i:,} + {o:,})" for (i, o), n in sides.items())
+
+
+def _sum_of_sizes(parameters: Iterable[Tensor]) -> str:
+    """4 x 224 + 1 x 672: as many tensors as there are of each size."""
+    sizes = Counter(p.numel() for p in parameters)
+    return " + ".join(f"{n} x {size:,}" for size, n in sizes.items())
 
 
 def adapters(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
@@ -222,6 +243,8 @@ def adapt(
     """
     if method not in METHODS:
         raise UserError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
+    if options.untie and method != "last_layer":
+        raise UserError(f"--untie: {method} does not train the head alone; leave it out")
     base = sum(p.numel() for p in model.parameters())
     adapted, line = METHODS[method].adapt(model, tokenizer, options)
     if method == "full":

@@ -132,6 +132,7 @@ class PrefixTuning(Wrapped):
         cache.keys[:, :, :, : past.length] = past.keys[:, None]
         cache.values[:, :, :, : past.length] = past.values[:, None]
         cache.advance(past.length, past.length)
+        cache.n_kept = past.length
         return cache
 
 

@@ -47,7 +47,7 @@ class Encoded:
         return (
             f"{len(self.rows)} samples, {tokens} tokens, {supervised} supervised "
             f"({supervised / max(1, tokens):.0%}); {shortened}{self.truncated} truncated, "
-            f"{self.dropped} dropped (prompt fills --max-length)"
+            f"{self.dropped} dropped (no room in --max-length)"
         )
 
 

@@ -34,17 +34,23 @@ def read_passages(path: str | Path, template: Template) -> Splits:
 
 def _passages(text: str) -> Iterable[list[str]]:
     lines = [line.rstrip() for line in text.strip().split("\n")]
-    spoken = [i for i, line in enumerate(lines) if line and not line.endswith(":")]
+    names = {i for i, line in enumerate(lines) if _is_name(lines, i)}
+    spoken = [i for i, line in enumerate(lines) if line and i not in names]
     starts = [*spoken[::LINES], len(lines)]
     for start, end in zip(starts, starts[1:], strict=False):
         yield lines[start:end]
 
 
 def _passage(lines: list[str], template: Template) -> Sample:
-    while len(lines) > 1 and (not lines[-1] or lines[-1].endswith(":")):
-        lines = lines[:-1]  # a name whose speech is the next passage's
-    response = "\n" + "\n".join(lines[1:])
+    end = len(lines)
+    while end > 1 and (not lines[end - 1] or _is_name(lines, end - 1)):
+        end -= 1  # a name whose speech is the next passage's
+    response = "\n" + "\n".join(lines[1:end])
     return Sample(template.fill(text=lines[0].strip()), response, row="\n".join(lines))
+
+
+def _is_name(lines: list[str], i: int) -> bool:
+    return lines[i].endswith(":") and (i == 0 or not lines[i - 1])
 
 
 def read_completions(path: str | Path, template: Template) -> Splits:

@@ -3,6 +3,7 @@
 import bisect
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -171,7 +172,7 @@ def read_csv_rows(path: Path) -> list[tuple[dict, str]]:
     Errors: UserError for a broken file and one without rows.
     """
     csv.field_size_limit(2**31 - 1)  # an article may be longer than the library expects
-    reader = csv.DictReader(read_text(path).splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
         rows = [(row, f"{path}:{reader.line_num}") for row in reader]
     except csv.Error as error:

@@ -52,7 +52,7 @@ def _article(row: dict, template: Template, where: str) -> Sample:
 
 
 def _post(row: dict, template: Template, where: str) -> Sample:
-    asked = {name: text_field(row, name, where, default="") for name in ("subreddit", "title")}
+    asked = {name: text_field(row, name, where) for name in ("subreddit", "title")}
     post, summary = _filled(row, "post", where), _filled(row, "summary", where)
     prompt, body = template.fill_around("post", post, r"\n", **asked)
     fields = {**asked, "post": post, "summary": summary}

@@ -40,6 +40,7 @@ class Task:
     labels: tuple[str, ...] = ()
     baselines: dict[str, Callable[[dict], str]] = field(default_factory=dict)
     compare_with_training: bool = False
+    has_test: bool = True
     answer_tokens: int = 200  # at most, where nothing else is asked for
 
 
@@ -54,7 +55,9 @@ def first(n: int, name: str) -> Callable[[dict], str]:
 
 
 TASKS = {
-    "alpaca": Task("alpaca", "instruction", alpaca_splits, tinyworld_instructions),
+    "alpaca": Task(
+        "alpaca", "instruction", alpaca_splits, tinyworld_instructions, has_test=False
+    ),
     "rotten_tomatoes": Task(
         "reviews", "text", read_rotten_tomatoes, tinyworld_reviews, LABELS, answer_tokens=5
     ),
@@ -65,7 +68,8 @@ TASKS = {
     ),
     "tldr": Task(
         "tldr", "post", read_tldr, tinyworld_posts,
-        baselines={"title": lambda row: row["title"], "lead-2": first(2, "post")},
+        baselines={"title": lambda row: row["title"], "lead-2": first(2, "post"),
+                   "whole post": lambda row: row["post"]},
         answer_tokens=80,
     ),
     "completion": Task("prompt", "prompt", read_completions, tinyworld_completions),

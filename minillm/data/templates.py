@@ -9,6 +9,8 @@ from minillm.data.samples import Body
 from minillm.errors import UserError
 from minillm.files import read_json
 
+ASKED = ("instruction", "text", "article", "post", "prompt")  # what a task is asked about
+
 
 @dataclass(frozen=True)
 class Template:
@@ -32,6 +34,13 @@ class Template:
         prompt = self.fill(**others, **{field: text})
         start = self.fill(**others, **{field: "\0"}).index("\0")
         return prompt, Body(start, min(start + len(text), len(prompt)), cut_at)
+
+    def ask(self, prompt: str, input: str = "") -> str:
+        """The prompt of a user's own text: in the place of an instruction, article, post, ...;
+        places of anything else stay empty."""
+        places = re.findall(r"\{(\w+)\}", f"{self.text}{self.without_input or ''}")
+        fields = dict.fromkeys(places, "") | dict.fromkeys(ASKED, prompt)
+        return self.fill(**(fields | {"input": input}))
 
     def check_field(self, field: str) -> "Template":
         """Errors: UserError if a text has no place for the field."""

@@ -37,7 +37,7 @@ def test_a_long_article_leaves_room_for_its_summary(model, tokenizer):
     long = Sample(f"{article} So:", " x", body=Body(0, len(article)))
     (answer,) = write_answers(model, tokenizer, [long], 40)
     assert answer.n_tokens == 40 or answer.stopped
-    with pytest.raises(UserError, match="leave"):
+    with pytest.raises(UserError, match="sample 1: a prompt of"):
         write_answers(model, tokenizer, [Sample(f"{article} So:", " x")], 40)
 
 

@@ -47,7 +47,7 @@ def test_what_a_method_saved_measures_the_same_on_a_fresh_base(
     flag = "--checkpoint" if method == "full" else "--adapter"
     report = evaluate.main([
         flag, str(kept), "--task", "cnn_dailymail", "--data", str(news), "--split", "validation",
-        "--samples", "4", "--max-length", "512", "--max-new-tokens", "3",
+        "--samples", "4", "--batch-size", "4", "--max-new-tokens", "3",
     ])["text"]  # fmt: skip
     assert report["loss"] == best
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -130,7 +130,8 @@ def test_the_same_number_of_references_as_inputs_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("flags", [
     ["--methods", "lora,magic"], ["--methods", "lora", "--lrs", "full=1e-3"],
-    ["--lrs", "lora=fast"], ["--checkpoint", "nowhere"],
+    ["--lrs", "lora=fast"], ["--lrs", "lora=-1"], ["--lrs", "lora=1e-3:2e-3"],
+    ["--checkpoint", "nowhere"], ["--train-flags", '--template "x'],
 ])  # fmt: skip
 def test_a_comparison_refuses_what_it_cannot_do_before_its_first_run(flags, tmp_path):
     with pytest.raises(UserError):
