@@ -349,6 +349,18 @@ def test_prefix_of_text_is_the_cache_of_that_text(kind, tokenizer):
 
 
 @both
+@pytest.mark.parametrize("case", ["prompt_tuning", "prefix_tuning"])
+def test_a_cache_that_was_reset_still_begins_with_what_is_learned(kind, case, tokenizer):
+    model = build(kind, case, tokenizer)[0].eval()
+    tokens = random_batch().tokens
+    cache = model.new_cache(len(tokens), tokens.size(1))
+    with torch.no_grad():
+        first = model(tokens, cache)
+        cache.reset()
+        assert torch.equal(model(tokens, cache), first)
+
+
+@both
 def test_a_soft_prompt_of_embeddings_is_those_tokens(kind):
     model = MODELS[kind]().eval()
     tokens = random_batch().tokens

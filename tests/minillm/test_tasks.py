@@ -156,10 +156,19 @@ def test_an_empty_or_broken_csv_is_named(tmp_path, content):
         TASKS["cnn_dailymail"].read(tmp_path / "a.csv", SUMMARY)
 
 
-def test_a_post_without_a_summary_is_named(tmp_path):
-    row = {key: value for key, value in post(1).items() if key != "summary"}
+def test_a_csv_record_may_hold_any_mark_but_its_own(tmp_path):
+    rows = [{**article(i), "article": f"a\x85b\u2028c {i}"} for i in range(4)]
+    path = write_csv(tmp_path / "a.csv", rows)
+    splits = TASKS["cnn_dailymail"].read(path, SUMMARY)
+    found = {s.row["article"] for side in vars(splits).values() for s in side}
+    assert found == {row["article"] for row in rows}
+
+
+@pytest.mark.parametrize("field", ["summary", "title", "subreddit", "post"])
+def test_a_post_without_a_field_is_named(tmp_path, field):
+    row = {key: value for key, value in post(1).items() if key != field}
     (tmp_path / "p.jsonl").write_text(json.dumps(post(0)) + "\n" + json.dumps(row))
-    with pytest.raises(UserError, match=r"p\.jsonl:2: .*'summary'"):
+    with pytest.raises(UserError, match=rf"p\.jsonl:2: .*'{field}'"):
         TASKS["tldr"].read(tmp_path / "p.jsonl", TLDR)
 
 
@@ -179,6 +188,24 @@ def test_passages_give_a_line_and_are_split_by_place(tmp_path):
     assert max(numbers[0]) <= min(numbers[1]) and max(numbers[1]) <= min(numbers[2])
     texts = "".join(s.row for side in vars(splits).values() for s in side)
     assert all(f"line {i} of" in texts for i in range(200))
+
+
+def test_a_verse_that_ends_in_a_colon_is_no_name(tmp_path):
+    speech = "HAMLET:\nThus I say:\nand say again.\n"
+    (tmp_path / "play.txt").write_text("\n".join([speech] * 60))
+    splits = TASKS["shakespeare"].read(tmp_path / "play.txt", TEMPLATES["complete"])
+    texts = [s.prompt.removesuffix(" <complete>") + s.response for s in splits.train]
+    verses = sum(text.count("Thus I say:") for text in texts)
+    assert verses == sum(s.row.count("Thus I say:") for s in splits.train) > 40
+
+
+def test_a_users_own_text_goes_where_the_task_is_asked():
+    assert TLDR.ask("Words.") == "SUBREDDIT: r/\n\nTITLE: \n\nPOST: Words.\n\nTL;DR:"
+    assert TEMPLATES["complete"].ask("A line") == "A line <complete>"
+    assert TEMPLATES["prompt"].ask("A line") == "A line"
+    alpaca = TEMPLATES["alpaca"]
+    assert alpaca.ask("Do.", "It.") == alpaca.fill(instruction="Do.", input="It.")
+    assert alpaca.ask("Do.") == alpaca.fill(instruction="Do.", input="")
 
 
 @pytest.mark.parametrize("task", ["cnn_dailymail", "tldr", "shakespeare", "completion"])

@@ -213,9 +213,12 @@ def test_evaluation_averages_over_tokens_and_restores_the_mode():
     assert by_three == pytest.approx(by_one, abs=1e-5) and model.training
 
 
-def test_early_stopping_counts_evaluations_without_a_new_best(tmp_path):
+@pytest.mark.parametrize("eval_every", [1, None])  # None: after each epoch, here one step
+def test_early_stopping_counts_evaluations_without_a_new_best(tmp_path, eval_every):
     """A learning rate of zero never improves: first evaluation is best, two more end the run."""
-    settings = TrainSettings(lr=0.0, epochs=20, accumulation_steps=1, eval_every=1, patience=2)
+    settings = TrainSettings(
+        lr=0.0, epochs=20, accumulation_steps=1, eval_every=eval_every, patience=2
+    )
     rows = ragged_rows(4)
     run = Run(tmp_path / "run", {})
     batches, held_out = Batches(rows, 4, 0), Batches(rows, 4, 0, seed=None)

@@ -144,13 +144,14 @@ def test_a_comparison_refuses_what_it_cannot_do_before_its_first_run(flags, tmp_
 def test_a_comparison_fills_its_report_and_resumes_cell_by_cell(checkpoint, tmp_path):
     folder = tmp_path / "c"
     command = ["--out-dir", str(folder), "--checkpoint", checkpoint, "--methods", "bitfit,lora",
-               "--grid", "bitfit=1e-3:1e-2", "--lrs", "lora=2e-3", "--search-steps", "1",
+               "--grid", "bitfit=1e-3:1e30", "--lrs", "lora=2e-3", "--search-steps", "1",
                "--test-samples", "4", "--max-new-tokens", "8", "--train-flags",
                "--samples 8 --held-out 4 --batch-size 4 --accumulation-steps 1"]  # fmt: skip
     results = compare_methods.main(command)
     assert [len(runs) for runs in results.values()] == [2, 2]
     names = {path.name for path in folder.iterdir()}
     assert {"report.md", "table.csv", "loss.png", "rouge.png", "cost.png"} <= names
+    assert "diverged" in (folder / "report.md").read_text()
     rows = [*csv.DictReader((folder / "table.csv").open())]
     assert [row["method"] for row in rows][-3:] == ["no tuning", "bitfit", "lora"]
     done = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.json")}
