@@ -97,4 +97,4 @@ def plot_costs(seconds: dict[str, float], mib: dict[str, float], path: Path) -> 
         axes.set_yticks(range(len(seconds)), [*seconds])
         axes.invert_yaxis()
         axes.set_xlabel("share of the largest")
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=8)
