@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -80,8 +79,7 @@ def loss_report(
     batches = Batches(encoded.rows, batch_size, tokenizer.pad_id, None, context)
     device = next(model.parameters()).device
     # the weights are in their dtype already: nothing is cast
-    with torch.no_grad():
-        loss = evaluate(model, token_loss, batches, choose_precision("fp32", device))
+    loss = evaluate(model, token_loss, batches, choose_precision("fp32", device))
     return {
         "loss": loss, "perplexity": math.exp(min(loss, 700.0)), "samples": encoded.summary(),
     }  # fmt: skip

@@ -14,7 +14,7 @@ from minillm.data.tasks import TASKS
 from minillm.data.templates import Template, find_template
 from minillm.errors import UserError
 from minillm.family import Family
-from minillm.files import write_json
+from minillm.files import read_json, write_json
 from minillm.flops import training_flops
 from minillm.generate import generate
 from minillm.hub import find_checkpoint
@@ -136,10 +136,13 @@ def conclude(
     """Prints memory by category (peak in MiB, without Python and its libraries), speed, losses;
     the same numbers and the method's own line go to summary.json."""
     memory = memory_by_category(model, optimizer, peak)
+    kept = run.folder / "summary.json"
+    if kept.exists() and read_json(kept)["steps"] == progress.step:
+        memory = read_json(kept)["memory_mib"]  # resumed after its end: nothing was trained here
     rows = data.train.rows
     n_rows = round(progress.tokens * len(rows) / sum(len(row.tokens) for row in rows))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    write_json(run.folder / "summary.json", {
+    write_json(kept, {
         "method": method, "trainable": trainable,
         "parameters": sum(p.numel() for p in model.parameters()), "steps": progress.step,
         "best_step": progress.best_step, "tokens": progress.tokens,

@@ -11,11 +11,12 @@ the reference (summaries) or the training text (passages), with baselines beside
 Writes results.json and predictions.json to --out-dir.
 """
 
+from functools import partial
 from pathlib import Path
 
 from minillm.cli import Parser, positive, settings_of, whole
 from minillm.data.samples import SPLITS
-from minillm.data.tasks import TASKS
+from minillm.data.tasks import TASKS, Task
 from minillm.data.templates import find_template
 from minillm.errors import UserError, friendly_errors
 from minillm.evaluation import loss_report, text_report, write_answers
@@ -93,12 +94,12 @@ def measure_labels(model, tokenizer, samples, labels, by: str, settings: dict, *
 
 
 def measure_texts(
-    model, tokenizer, samples, task: str, known: str | None, max_length: int, settings: dict, **how
+    model, tokenizer, samples, task: Task, known: str | None, max_length: int, settings: dict, **how
 ):
     """The report of a task whose answers are texts, and what goes into the two files."""
     report = loss_report(model, tokenizer, samples, max_length, how["batch_size"])
     answers = write_answers(model, tokenizer, samples, max_length=max_length, **how)
-    report |= text_report(TASKS[task], samples, answers, known)
+    report |= text_report(task, samples, answers, known)
     print(f"{report['samples']}\nloss {report['loss']:.4f} nats per token, perplexity "
           f"{report['perplexity']:.3f}")  # fmt: skip
     print(f"{report['n']} answers: {report['stopped_share']:.1%} ended by themselves, "
@@ -139,18 +140,13 @@ def main(argv=None) -> dict:
     }  # fmt: skip
     source = args.adapter or args.checkpoint
     folder = Path(args.out_dir or (source if source and Path(source).is_dir() else "."))
-    ways = (GENERATION, LIKELIHOOD) if task.labels else ("text",)
+    ways = {by: partial(measure_labels, labels=task.labels, by=by)
+            for by in (GENERATION, LIKELIHOOD) if args.by in (by, "both")}  # fmt: skip
+    if not task.labels:
+        ways = {"text": partial(measure_texts, task=task, known=known, max_length=args.max_length)}
     reports = {}
-    for by in ways:
-        if task.labels and args.by not in (by, "both"):
-            continue
-        if task.labels:
-            found = measure_labels(model, tokenizer, samples, task.labels, by, settings, **how)
-        else:
-            found = measure_texts(
-                model, tokenizer, samples, args.task, known, args.max_length, settings, **how
-            )
-        reports[by], results, rows = found
+    for by, measure in ways.items():
+        reports[by], results, rows = measure(model, tokenizer, samples, settings=settings, **how)
         out = folder / f"evaluation-{args.split}" / by
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "results.json", results)

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
-from minillm.data.samples import Sample, Splits, read_rows, read_splits, text_field
+from minillm.data.samples import (
+    Sample,
+    Splits,
+    read_rows,
+    read_splits,
+    split_by_place,
+    stand_in_size,
+    stand_in_splits,
+    text_field,
+)
 from minillm.data.templates import Template
 from minillm.data.tinyworld import stories
 from minillm.errors import UserError
@@ -25,8 +34,7 @@ def read_passages(path: str | Path, template: Template) -> Splits:
     Errors: UserError for a text too short to split.
     """
     samples = [_passage(lines, template) for lines in _passages(read_text(Path(path)))]
-    cuts = [0, round(0.8 * len(samples)), round(0.9 * len(samples)), len(samples)]
-    parts = [samples[low:high] for low, high in zip(cuts, cuts[1:], strict=False)]
+    parts = split_by_place(samples)
     if not all(parts):
         raise UserError(f"{path}: {len(samples)} passages are too few to split; give more text")
     return Splits(*parts)
@@ -77,10 +85,8 @@ def tinyworld_passages(n_train: int, n_held_out: int, template: Template) -> Spl
 
 
 def _stories(n_train: int, n_held_out: int, ask: Callable[[str], str]) -> Splits:
-    n_test = max(n_held_out, 200)
     samples = []
-    for story in islice(stories(seed=3), n_test + n_train + n_held_out):
+    for story in islice(stories(seed=3), stand_in_size(n_train, n_held_out)):
         first, _, rest = story.text.partition(". ")
         samples.append(Sample(ask(f"{first}."), f" {rest}", row=story.text))
-    test, rest = samples[:n_test], samples[n_test:]
-    return Splits(rest[:n_train], rest[n_train:], test)
+    return stand_in_splits(samples, n_train, n_held_out)

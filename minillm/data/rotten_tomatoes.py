@@ -7,7 +7,7 @@ GPT-2's; so a prompt ends without one.
 import itertools
 from pathlib import Path
 
-from minillm.data.samples import Sample, Splits, read_rows, read_splits, text_field
+from minillm.data.samples import Sample, Splits, read_rows, read_splits, split_by_place, text_field
 from minillm.data.templates import Template
 from minillm.data.tinyworld import reviews
 from minillm.errors import UserError
@@ -47,9 +47,8 @@ def split_by_label(by_label: list[list[str]], template: Template) -> Splits:
     """80, 10 and 10 % of each label's texts, in their order; labels alternate within a split."""
     parts: list[list] = [[], [], []]
     for label, texts in enumerate(by_label):
-        cuts = [0, round(0.8 * len(texts)), round(0.9 * len(texts)), len(texts)]
-        for part, low, high in zip(parts, cuts, cuts[1:], strict=False):
-            part += [_sample(text, label, template) for text in texts[low:high]]
+        for part, chosen in zip(parts, split_by_place(texts), strict=True):
+            part += [_sample(text, label, template) for text in chosen]
     return Splits(*map(alternate, parts))
 
 

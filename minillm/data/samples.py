@@ -141,7 +141,27 @@ def split_by_hash(
     return train, held_out
 
 
+MIN_TEST = 200  # samples of a generated test split
 NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+
+
+def split_by_place(items: Sequence) -> list:
+    """The first 80 % of them, the next 10 and the last 10, in their order."""
+    cuts = [0, round(0.8 * len(items)), round(0.9 * len(items)), len(items)]
+    return [items[low:high] for low, high in zip(cuts, cuts[1:], strict=False)]
+
+
+def stand_in_size(n_train: int, n_held_out: int) -> int:
+    """How many samples stand_in_splits wants of a generator."""
+    return n_train + n_held_out + max(n_held_out, MIN_TEST)
+
+
+def stand_in_splits(samples: list[Sample], n_train: int, n_held_out: int) -> Splits:
+    """Generated samples: the test split comes first, at least MIN_TEST of them, so that its
+    samples are the same whatever the sizes asked for."""
+    n_test = stand_in_size(n_train, n_held_out) - n_train - n_held_out
+    test, rest = samples[:n_test], samples[n_test:]
+    return Splits(rest[:n_train], rest[n_train:], test)
 
 
 def read_splits(

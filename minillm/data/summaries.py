@@ -12,6 +12,8 @@ from minillm.data.samples import (
     read_csv_rows,
     read_rows,
     read_splits,
+    stand_in_size,
+    stand_in_splits,
     text_field,
 )
 from minillm.data.templates import Template
@@ -68,25 +70,17 @@ def _filled(row: dict, field: str, where: str) -> str:
 
 def tinyworld_articles(n_train: int, n_held_out: int, template: Template) -> Splits:
     """Tinyworld's newspaper, in CNN/DailyMail's form: as many test articles as held-out ones."""
-    rows = articles(n_train + n_held_out + max(n_held_out, MIN_TEST))
-    return _cut([_article(row, template, "tinyworld") for row in rows], n_train, n_held_out)
+    rows = articles(stand_in_size(n_train, n_held_out))
+    samples = [_article(row, template, "tinyworld") for row in rows]
+    return stand_in_splits(samples, n_train, n_held_out)
 
 
 def tinyworld_posts(n_train: int, n_held_out: int, template: Template) -> Splits:
     """The same articles as posts, the first sentence of their highlights as the summary."""
-    rows = articles(n_train + n_held_out + max(n_held_out, MIN_TEST))
+    rows = articles(stand_in_size(n_train, n_held_out))
     posts = [
         {"subreddit": "pebbleford", "title": " ".join(row["article"].split()[:6]),
          "post": row["article"], "summary": row["highlights"].split("\n")[0]} for row in rows
     ]  # fmt: skip
-    return _cut([_post(row, template, "tinyworld") for row in posts], n_train, n_held_out)
-
-
-MIN_TEST = 200
-
-
-def _cut(samples: list[Sample], n_train: int, n_held_out: int) -> Splits:
-    # the test split comes first, so that its samples never depend on the sizes asked for
-    n_test = len(samples) - n_train - n_held_out
-    test, rest = samples[:n_test], samples[n_test:]
-    return Splits(rest[:n_train], rest[n_train:], test)
+    samples = [_post(row, template, "tinyworld") for row in posts]
+    return stand_in_splits(samples, n_train, n_held_out)
