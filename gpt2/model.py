@@ -17,6 +17,7 @@ from minillm.attention import causal_attention, lay_out
 from minillm.cache import KVCache
 from minillm.config import check_sizes, find_preset
 from minillm.errors import UserError
+from minillm.linear import Linear, linear
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Attention(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.n_heads = config.n_heads
-        self.c_attn = nn.Linear(config.dim, 3 * config.dim)
+        self.c_attn = Linear(config.dim, 3 * config.dim)
         self.c_attn.parts = ("q", "k", "v")  # equal slices of its rows; LoRA can take them apart
-        self.c_proj = nn.Linear(config.dim, config.dim)
+        self.c_proj = Linear(config.dim, config.dim)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q, k, v, each (B, H, T, Dh)."""
@@ -80,8 +81,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.c_fc = nn.Linear(config.dim, 4 * config.dim)
-        self.c_proj = nn.Linear(4 * config.dim, config.dim)
+        self.c_fc = Linear(config.dim, 4 * config.dim)
+        self.c_proj = Linear(4 * config.dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # (B, T, D)
@@ -121,6 +122,7 @@ class GPT2(nn.Module):
     FAN_IN_FAN_OUT = True  # Hugging Face stores these layers transposed (Conv1D)
     BRANCH_ENDS = ("attn.c_proj", "mlp.c_proj")  # of every block: where adapters go
     HEAD = "lm_head"  # where it is not tied
+    product = staticmethod(linear)  # of a tied head with its input; linear layers have their own
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -133,7 +135,7 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.ln_f = nn.LayerNorm(config.dim, config.norm_eps)
         if not config.tied_head:
-            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
         self.init_weights()
 
     @torch.no_grad()
@@ -180,7 +182,7 @@ class GPT2(nn.Module):
             x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
         x = self.ln_f(x)
         if self.config.tied_head:
-            return F.linear(x, self.wte.weight)  # (..., V)
+            return self.product(x, self.wte.weight)  # (..., V)
         return self.lm_head(x)  # (..., V)
 
     @property

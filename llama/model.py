@@ -19,6 +19,7 @@ from minillm.attention import causal_attention, lay_out
 from minillm.cache import KVCache
 from minillm.config import check_sizes, find_preset
 from minillm.errors import UserError
+from minillm.linear import Linear, linear
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         kv_dim = config.n_kv_heads * config.head_dim
-        self.wq = nn.Linear(config.dim, config.dim, bias=False)
-        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
-        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
-        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.wq = Linear(config.dim, config.dim, bias=False)
+        self.wk = Linear(config.dim, kv_dim, bias=False)
+        self.wv = Linear(config.dim, kv_dim, bias=False)
+        self.wo = Linear(config.dim, config.dim, bias=False)
 
     def heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q (B, H, T, Dh), k and v (B, K, T, Dh), with q and k rotated."""
@@ -133,9 +134,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
-        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w1 = Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = Linear(config.hidden_dim, config.dim, bias=False)
+        self.w3 = Linear(config.dim, config.hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))  # (B, T, D)
@@ -174,6 +175,7 @@ class Llama(nn.Module):
     FAN_IN_FAN_OUT = False  # Hugging Face stores linear layers as (out, in), like ours
     BRANCH_ENDS = ("attention.wo", "feed_forward.w2")  # of every block: where adapters go
     HEAD = "output"  # where it is not tied
+    product = staticmethod(linear)  # of a tied head with its input; linear layers have their own
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -184,7 +186,7 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied_head:
-            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.output = Linear(config.dim, config.vocab_size, bias=False)
         self.init_weights()
 
     @torch.no_grad()
@@ -229,7 +231,7 @@ class Llama(nn.Module):
             x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
         x = self.norm(x)
         if self.config.tied_head:
-            return F.linear(x, self.tok_embeddings.weight)  # (..., V)
+            return self.product(x, self.tok_embeddings.weight)  # (..., V)
         return self.output(x)  # (..., V)
 
     @property

@@ -4,6 +4,7 @@ Sums, not means: the loop divides by the count of the whole optimizer step, so t
 10 targets beside one with 190 weighs 5 %, however the step is cut into micro-batches.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,8 +22,8 @@ def token_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Ten
     targets = labels[:, 1:]  # (B, T-1): position t predicts token t + 1
     supervised = targets != IGNORED
     logits = model(tokens[:, :-1], logits_at=supervised)  # (N, V)
-    loss = F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
-    return loss, supervised.sum()
+    losses = cross_entropy(logits, targets[supervised])  # (N,)
+    return losses.sum(), supervised.sum()
 
 
 def sequence_logprobs(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -34,6 +35,40 @@ def sequence_logprobs(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     targets = labels[:, 1:]  # (B, T-1)
     supervised = targets != IGNORED
     logits = model(tokens[:, :-1], logits_at=supervised)  # (N, V)
-    losses = F.cross_entropy(logits.float(), targets[supervised], reduction="none")  # (N,)
+    losses = cross_entropy(logits, targets[supervised])  # (N,)
     rows = supervised.nonzero()[:, 0]  # (N,): the row each label is in
     return -losses.new_zeros(len(tokens)).index_add(0, rows, losses)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target] of each row in fp32 (or better), at the memory of one (N, V).
+
+    PyTorch's own keeps the logits in fp32, their log-softmax and two gradients of that size; here
+    backward turns the logits into their gradient in place, a few rows at a time, so nothing may
+    read them after it. Shapes: logits (N, V), targets (N,) int64 -> (N,).
+    """
+    return _CrossEntropy.apply(logits, targets)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, targets)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        losses = [F.cross_entropy(part.to(wide), target, reduction="none")
+                  for part, target in zip(*_slices(logits, targets), strict=True)]  # fmt: skip
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        logits, targets = ctx.saved_tensors
+        for part, target, g in zip(*_slices(logits, targets, grad), strict=True):
+            slope = torch.softmax(part, -1, dtype=grad.dtype)  # (rows, V)
+            slope.scatter_add_(-1, target[:, None], slope.new_full((len(target), 1), -1.0))
+            part.copy_(slope.mul_(g[:, None]))
+        return logits, None
+
+
+def _slices(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Rows, a few at a time: on a CPU as many as stay in its cache."""
+    return [tensor.split(16 if tensor.device.type == "cpu" else 512) for tensor in tensors]

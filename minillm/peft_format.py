@@ -15,6 +15,7 @@ from minillm.adapt.prompts import PrefixTuning, SoftPrompt
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
 from minillm.fingerprint import fingerprint
+from minillm.linear import is_plain
 from minillm.peft_lora import load_lora, lora_files, lora_layers
 from minillm.peft_prompts import PREFIX, PROMPT, load_prompt, prompt_files
 from minillm.weights import LazyTensor, check_names, open_weights, write_safetensors
@@ -108,7 +109,7 @@ def _make_place(model: nn.Module, owner: str, leaf: str, lazy: LazyTensor, file:
     layer = owner.removesuffix(".down")
     if owner == model.HEAD and model.config.tied_head:
         untie_head(model)
-    elif layer != owner and type(modules.get(layer)) is nn.Linear and lazy.shape:
+    elif layer != owner and is_plain(modules.get(layer)) and lazy.shape:
         parent, _, name = layer.rpartition(".")
         adapter = AdapterLinear.from_linear(modules[layer], lazy.shape[0])
         setattr(model.get_submodule(parent), name, adapter)

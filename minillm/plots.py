@@ -6,18 +6,26 @@ from pathlib import Path
 
 
 @contextmanager
-def picture(path: Path, width: float = 7, height: float = 4):
-    """Yields axes to draw on, and writes them as PNG."""
+def pictures(path: Path, n: int, width: float, height: float):
+    """Yields n axes side by side to draw on, and writes them as one PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    yield axes
-    axes.grid(alpha=0.3)
+    figure, row = plt.subplots(1, n, figsize=(width, height), layout="constrained", squeeze=False)
+    yield row[0]
+    for axes in row[0]:
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+@contextmanager
+def picture(path: Path, width: float = 7, height: float = 4):
+    """Yields axes to draw on, and writes them as PNG."""
+    with pictures(path, 1, width, height) as (axes,):
+        yield axes
 
 
 def plot_run(rows: Sequence[dict], path: Path, floor: float | None = None) -> None:
@@ -98,3 +106,18 @@ def plot_costs(seconds: dict[str, float], mib: dict[str, float], path: Path) -> 
         axes.invert_yaxis()
         axes.set_xlabel("share of the largest")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=8)
+
+
+def plot_decode(curves: dict[str, dict[int, float]], path: Path) -> None:
+    """What one more token costs against the text before it: milliseconds, and tokens per second.
+    `curves` are {title: {context length: milliseconds}}."""
+    with pictures(path, 2, 11, 4) as (cost, speed):
+        for title, points in curves.items():
+            cost.plot([*points], [*points.values()], "o-", ms=3, lw=1, label=title)
+            speed.plot([*points], [1000 / ms for ms in points.values()], "o-", ms=3, lw=1)
+        cost.set_ylabel("milliseconds a token")
+        speed.set_ylabel("tokens per second")
+        for axes in (cost, speed):
+            axes.set_xlabel("tokens before it")
+            axes.set_yscale("log")
+        cost.legend(fontsize=7)

@@ -40,7 +40,8 @@ def imported(path: Path) -> set[str]:
 def test_imports_follow_the_arrows(path):
     room = path.relative_to(ROOT).parts[0]
     assert imported(path) & set(ALLOWED) <= ALLOWED[room]
-    assert not imported(path) & PEERS
+    is_benchmark = path.name == "peers.py"  # the one place outside the tests that may
+    assert is_benchmark or not imported(path) & PEERS
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))

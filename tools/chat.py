@@ -12,9 +12,11 @@ import itertools
 from minillm.cli import Parser
 from minillm.errors import UserError, friendly_errors
 from minillm.generate import Sampling, generate_steps
+from minillm.linear import compile_single_rows
 from tools.models import (
     TextStream,
     add_adapted_model_flags,
+    add_compile_flag,
     add_sampling_flags,
     encode_prompt,
     load_model,
@@ -25,6 +27,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add_adapted_model_flags(parser)
     add_sampling_flags(parser)
+    add_compile_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -49,6 +52,8 @@ def main(argv=None) -> None:
         args.device, args.precision, args.force,
     )  # fmt: skip
     model.attention = args.attention
+    if args.compile:
+        compile_single_rows(model)
     print(f"{args.adapter or args.checkpoint or 'tiny-llama'}; Ctrl-D or /quit ends")
     for turn in itertools.count():
         try:

@@ -14,10 +14,12 @@ from minillm.cli import Parser, positive
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_text
 from minillm.generate import Sampling, generate_steps
+from minillm.linear import compile_single_rows
 from tools.models import (
     Stopwatch,
     TextStream,
     add_adapted_model_flags,
+    add_compile_flag,
     add_sampling_flags,
     encode_prompt,
     load_model,
@@ -35,6 +37,7 @@ def parse_args(argv=None):
         help="keep keys and values, or compute all tokens anew each step")  # fmt: skip
     add_adapted_model_flags(parser)
     add_sampling_flags(parser)
+    add_compile_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -59,6 +62,8 @@ def main(argv=None) -> list[str]:
         args.device, args.precision, args.force,
     )  # fmt: skip
     model.attention = args.attention
+    if args.compile:
+        compile_single_rows(model)
     encoded = [encode_prompt(tokenizer, template, p, args.input) for p in prompts]
     rows = [tokens for tokens in encoded for _ in range(args.samples)]
     steps = generate_steps(

@@ -1,5 +1,6 @@
 """What the tools share: the flags that name a model and how to sample, and loading it."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -41,12 +42,27 @@ def add_sampling_flags(parser: Parser) -> None:
     add("--seed", type=whole, default=0)
 
 
+def add_compile_flag(parser: Parser) -> None:
+    """For tools that write one text after the other."""
+    parser.add_argument("--compile", action="store_true", help="faster decoding of a single text "
+        "on a CPU, after some seconds of compiling (needs g++)")  # fmt: skip
+
+
 def family_of(checkpoint: Path) -> Family:
     """The kind of model that a checkpoint holds, by its config.json; LLaMA if that does not say."""
     config = checkpoint / "config.json"
     content = read_json(config) if config.exists() else {}
     name = content.get("model_type") if isinstance(content, dict) else None
     return next((family for family in FAMILIES if family.name == name), llama.FAMILY)
+
+
+def family_of_preset(name: str) -> Family:
+    """The kind of model that has a published size of this name. Errors: UserError."""
+    for family in FAMILIES:
+        with contextlib.suppress(UserError):
+            family.config.preset(name)
+            return family
+    raise UserError(f"--init {name}: no published size of that name; try gpt2 or llama-2-7b")
 
 
 def save_model(model, tokenizer, folder: Path, template: Template | None) -> None:

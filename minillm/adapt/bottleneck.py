@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.errors import UserError
+from minillm.linear import Linear, is_plain, linear
 
 
-class AdapterLinear(nn.Linear):
+class AdapterLinear(Linear):
     """nn.Linear, frozen, followed by a bottleneck of `width`, whose two layers are kept in fp32.
 
     Shapes: as nn.Linear; down (out_features -> width), up (width -> out_features).
@@ -35,10 +36,10 @@ class AdapterLinear(nn.Linear):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.linear(x, self.weight, self.bias)  # (..., out_features)
+        h = super().forward(x)  # (..., out_features)
         down, up = self.down, self.up
-        low = F.gelu(F.linear(h, down.weight.to(h.dtype), down.bias.to(h.dtype)))  # (..., width)
-        return h + F.linear(low, up.weight.to(h.dtype), up.bias.to(h.dtype))
+        low = F.gelu(linear(h, down.weight.to(h.dtype), down.bias.to(h.dtype)))  # (..., width)
+        return h + linear(low, up.weight.to(h.dtype), up.bias.to(h.dtype))
 
 
 def add_adapters(model: nn.Module, targets: Iterable[str], width: int) -> int:
@@ -54,7 +55,7 @@ def add_adapters(model: nn.Module, targets: Iterable[str], width: int) -> int:
         raise UserError(f"adapters: no layer is called {' or '.join(targets)} in this model")
     for name in found:
         layer = model.get_submodule(name)
-        if type(layer) is not nn.Linear:
+        if not is_plain(layer):
             raise UserError(f"{name}: a {type(layer).__name__}; add adapters to the plain model")
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, AdapterLinear.from_linear(layer, width))

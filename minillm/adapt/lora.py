@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minillm.adapt.lora_linear import LoRALinear, LoRAParts
 from minillm.errors import UserError
+from minillm.linear import Linear
 
 
 def add_lora(
@@ -90,7 +91,7 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fold_lora(model: nn.Module) -> int:
-    """Adds every update to its weight for good, leaving plain nn.Linear layers; returns how many.
+    """Adds every update to its weight for good, leaving plain linear layers; returns how many.
 
     The result has no adapter and can be saved as a model of its own. Errors: UserError for a
     layer that is switched off, or is not inside a larger model.
@@ -101,8 +102,9 @@ def fold_lora(model: nn.Module) -> int:
             raise UserError(f"{name or 'this layer'}: switched off or alone; nothing to fold into")
     for name, layer in layers.items():
         layer.eval()
-        linear = nn.Linear(layer.in_features, layer.out_features, device="meta")
+        linear = Linear(layer.in_features, layer.out_features, device="meta")
         linear.weight, linear.bias, linear.parts = layer.weight, layer.bias, layer.parts
+        linear.product = layer.product
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, linear.train(model.training))
     return len(layers)

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minillm.linear import Linear
 
-class LoRALinear(nn.Linear):
+
+class LoRALinear(Linear):
     """nn.Linear with a low-rank update that eval() merges into `weight` and train() takes out.
 
     Taking out puts the original parameter back, bit for bit: on merging it is set aside (in host
@@ -27,6 +29,7 @@ class LoRALinear(nn.Linear):
     """
 
     parts: tuple[str, ...] = ()  # names of the equal slices of its rows, where it is a fused layer
+    product = staticmethod(F.linear)  # or that of the layer it was made from
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class LoRALinear(nn.Linear):
         layer = cls(*size, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.parts = getattr(linear, "parts", ())
+        layer.product = getattr(linear, "product", F.linear)
         if lora_rank > 0:
             layer._add_factors(lora_rank, lora_alpha, lora_dropout)
             layer._reset_factors()
@@ -75,7 +79,7 @@ class LoRALinear(nn.Linear):
         """The base as nn.Linear draws it, then A (Kaiming uniform), B zero."""
         with self._unmerged():
             super().reset_parameters()
-            if self.is_lora():
+            if self.is_lora() and not self.weight.is_meta:
                 self._reset_factors()
 
     def _reset_factors(self) -> None:
@@ -102,12 +106,12 @@ class LoRALinear(nn.Linear):
         if self._is_stale():
             self._unmerge()
             self._merge()
-        out = F.linear(x, self.weight, self.bias)
+        out = self.product(x, self.weight, self.bias)
         if self.has_weights_merged or not self.enabled:
             return out
         a, b = self.factors()
-        low = F.linear(self.lora_dropout(x), a.to(x.dtype))  # (..., rank)
-        return out + self.lora_scaling * F.linear(low, b.to(x.dtype))
+        low = self.product(self.lora_dropout(x), a.to(x.dtype))  # (..., rank)
+        return out + self.product(self.lora_scaling * low, b.to(x.dtype))
 
     def train(self, mode: bool = True) -> "LoRALinear":
         """Takes the update out of the weight (True) or merges it in (False); eval() is

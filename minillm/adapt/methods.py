@@ -17,6 +17,7 @@ from minillm.adapt.lora import add_lora, mark_only_lora_as_trainable
 from minillm.adapt.lora_linear import LoRALinear
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
 from minillm.errors import UserError
+from minillm.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def untie_head(model: nn.Module) -> None:
     if not model.config.tied_head:
         raise UserError("--untie: this model's head is not tied to its embedding; leave it out")
     weight = model.embedding.weight
-    head = nn.Linear(model.config.dim, model.config.vocab_size, bias=False, device="meta")
+    head = Linear(model.config.dim, model.config.vocab_size, bias=False, device="meta")
     head.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
     setattr(model, model.HEAD, head)
     model.config = replace(model.config, tied_head=False)

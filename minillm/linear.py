@@ -1,0 +1,105 @@
+"""Linear layers whose fp32 products on a CPU are oneDNN's.
+
+PyTorch gives fp32 products on a CPU to MKL and those in 16 bits to oneDNN. Measured (AMD Zen 4, 2
+cores, tools/benchmark.py), oneDNN is ahead in fp32 too: 1.2 to 2.5 times on 256 rows, twice on a
+single row, which is what decoding is. `torch.backends.mkldnn.flags(enabled=False)` brings MKL back.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minillm.errors import UserError
+
+# what torch.compile itself calls on a CPU; PyTorch has no other door to oneDNN for dense fp32
+_PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b. Shapes: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    is_fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    has_rows = x.dim() > 1 and x.numel() > 0
+    is_here = _PRODUCT and torch.backends.mkldnn.enabled and not torch.compiler.is_compiling()
+    if is_fp32 and has_rows and is_here and x.device.type == "cpu":
+        return _OneDNN.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """nn.Linear, computed by `product`."""
+
+    product = staticmethod(linear)
+
+    def reset_parameters(self) -> None:
+        """nn.Linear's, but nothing on the meta device: there is nothing to draw, and PyTorch would
+        import its compiler for it (800 modules, 70 MiB, a second)."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.weight, self.bias)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether it is a linear layer with nothing added to it."""
+    return type(module) in (nn.Linear, Linear)
+
+
+class _OneDNN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # a frozen weight needs no input for its gradient, a frozen input no weight
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None,
+                              weight if ctx.needs_input_grad[0] else None)  # fmt: skip
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)  # (N, out)
+        dx = None if weight is None else _product(grad, weight.t())  # (..., in)
+        dw = None if x is None else _product(rows.t(), x.flatten(0, -2).t())  # (out, in)
+        return dx, dw, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _PRODUCT(x, weight, bias, "none", [], "")
+
+
+def compile_single_rows(model: nn.Module) -> None:
+    """Has the products of a single row, which decoding is made of, compiled for the model's shapes:
+    they then read the weights at nearly the memory's own speed. For a CPU, where nothing needs a
+    gradient; all other products stay as they are.
+
+    Takes seconds, fewer the next time. Errors: UserError without a C++ compiler.
+    """
+    for module in model.modules():
+        if hasattr(module, "product"):
+            module.product = single_row
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 1, dtype=torch.int64))
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        reason = str(error).splitlines()[0][:100]
+        raise UserError(f"--compile: {reason}; install g++, or leave it out") from None
+
+
+def single_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear`, compiled where x is one row on a CPU that no gradient goes through."""
+    if x.numel() != weight.size(1) or x.device.type != "cpu" or torch.is_grad_enabled():
+        return linear(x, weight, bias)
+    bias = bias if bias is None else bias.detach()
+    return _compiled()(x.flatten(), weight.detach(), bias).view(*x.shape[:-1], -1)  # (..., out)
+
+
+@functools.cache
+def _compiled():
+    return torch.compile(_dot, dynamic=True)  # once for all sizes
+
+
+def _dot(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    out = (weight.to(wide) * x.to(wide)).sum(-1)  # (out,): one pass over the weights
+    return (out if bias is None else out + bias.to(wide)).to(x.dtype)

@@ -1,0 +1,57 @@
+"""The fp32 products of a CPU: oneDNN's equal PyTorch's own, in values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minillm.linear import Linear, linear
+
+INPUTS = {
+    "one row": lambda: torch.randn(1, 20),
+    "a block": lambda: torch.randn(2, 3, 20),
+    "no row": lambda: torch.randn(0, 20),
+    "a vector": lambda: torch.randn(20),
+    "transposed": lambda: torch.randn(20, 5).t(),
+    "expanded": lambda: torch.randn(1, 1, 20).expand(2, 3, 20),
+    "every other column": lambda: torch.randn(2, 3, 40)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("bias", [None, torch.randn(33)], ids=["plain", "bias"])
+@pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS)
+def test_values_and_gradients_equal_pytorchs(make, bias):
+    tensors = [make(), torch.randn(33, 20), *([] if bias is None else [bias])]
+    ours, theirs = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
+    out, expected = linear(*ours), F.linear(*theirs)
+    slope = torch.randn_like(out)
+    out.backward(slope)
+    expected.backward(slope)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_switching_onednn_off_gives_pytorchs_bits():
+    x, weight = torch.randn(7, 64), torch.randn(32, 64)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_pytorchs_bits(dtype):
+    x, weight = torch.randn(7, 64, dtype=dtype), torch.randn(32, 64, dtype=dtype)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+def test_autocast_still_computes_in_16_bits():
+    x, layer = torch.randn(7, 64), Linear(64, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_a_frozen_layer_keeps_no_input_for_backward():
+    layer, kept = Linear(64, 32).requires_grad_(False), []
+    x = torch.randn(7, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    assert [t.shape for t in kept] == [layer.weight.shape]

@@ -1,0 +1,242 @@
+"""Speed and memory, measured beside transformers and PEFT on the same machine, in the same run.
+
+    python tools/benchmark.py                                     GPT-2 124M's size, random weights
+    python tools/benchmark.py --init llama-2-7b --layers 1 --parts train \\
+        --data alpaca_data.json --tokenizer tokenizer.model
+    python tools/benchmark.py --checkpoint gpt2-medium --precision bf16 --out-dir runs/bench
+
+Each engine lives in a process of its own, loads the same folder of weights, shows that its logits
+are the same, and then they take turns, A B A B, one at work while the other waits. Figures are
+medians over the turns; "ahead" is how many times faster minillm is, or how many times its memory.
+The machine's own limits are measured in the same run (matrix products per dtype, reading memory),
+and every result is given as a share of the one that bounds it. Peak memory is that of a process
+from before it loaded the weights. Where transformers and peft are not installed, minillm is
+measured alone. Writes report.md, table.csv, decode.png and results.json; the last line is JSON.
+"""
+
+import json
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from minillm.cli import Parser, positive, settings_of, several, share, whole
+from minillm.data.batches import Row, encode_samples
+from minillm.data.tasks import TASKS
+from minillm.data.templates import find_template
+from minillm.errors import UserError, friendly_errors
+from minillm.files import write_json
+from minillm.hub import find_checkpoint
+from minillm.losses import IGNORED
+from minillm.plots import plot_decode
+from minillm.precision import DTYPES, choose_device, has_native_bf16
+from tools.cells import write_report
+from tools.engines import Match, Setup
+from tools.limits import describe_machine, machine_limits, startup_seconds
+from tools.models import family_of, family_of_preset
+
+PARTS = ("decode", "context", "train", "startup")
+TARGETS = {"llama": ("wq", "wv"), "gpt2": ("c_attn",)}
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", "--init-from", metavar="NAME|PATH", help="Hugging Face folder of weights")
+    add("--init", metavar="PRESET", help="random weights of a published size (default: gpt2)")
+    add("--layers", type=positive, help="keep only the first N layers")
+    add("--parts", type=several(str), default=list(PARTS),
+        help=f"what to measure: {','.join(PARTS)} (default: all)")  # fmt: skip
+    add("--precision", type=several(str),
+        help="dtypes, with commas between (default: fp32, and bf16 where native)")  # fmt: skip
+    add("--decode", type=several(positive), default=[64, 128], metavar="PROMPT,NEW",
+        help="tokens of the prompt and to write (default: 64,128)")  # fmt: skip
+    add("--compile", action="store_true", help="minillm's single-row products compiled (a CPU's)")
+    add("--contexts", type=several(positive), default=[32, 64, 128, 256, 512, 1000],
+        help="lengths at which the cost of one more token is measured")  # fmt: skip
+    add("--tokens", type=positive, default=256, help="training: tokens of a row")
+    add("--rows", type=positive, default=8, help="training: rows of a step, one in a forward")
+    add("--masked", type=several(share), default=[0.0, 0.54],
+        help="training: shares of a row that carry no label, each measured (default: 0, and 0.54 "
+        "as in Alpaca)")  # fmt: skip
+    add("--data", help="training: rows of this Alpaca file instead")
+    add("--tokenizer", help="tokenizer file, for --data")
+    add("--gradient-checkpointing", action="store_true", help="training: both engines")
+    add("--repeats", type=positive, default=7, help="turns of each engine")
+    add("--seed", type=whole, default=0, help="of weights and tokens")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--out-dir", default="runs/benchmark", help="where the report goes")
+    return parser.parse_args(argv)
+
+
+def random_weights(preset: str, layers: int | None, seed: int, dtype: torch.dtype, folder: Path):
+    """Writes a Hugging Face folder of a published size. Errors: UserError for an unknown name."""
+    family = family_of_preset(preset)
+    config = family.config.preset(preset)
+    torch.manual_seed(seed)
+    model = family.model(replace(config, n_layers=layers or config.n_layers)).to(dtype)
+    family.save(model, family.tokenizer(None), folder)
+
+
+def training_rows(
+    data: str | None, tokenizer: str | None, family, masked: float, n_tokens: int, n_rows: int,
+    vocab_size: int,
+) -> list[list[Row]]:  # fmt: skip
+    """The rows of each optimizer step: one group of random tokens, or a file's first 200 samples
+    in groups. Errors: UserError."""
+    if data is None:
+        tokens = torch.randint(vocab_size, (n_rows, n_tokens + 1))
+        labels = tokens.clone()
+        labels[:, : round(masked * n_tokens) + 1] = IGNORED
+        return [[Row(t, y) for t, y in zip(tokens, labels, strict=True)]]
+    if tokenizer is None:
+        raise UserError("--data: text needs a tokenizer; add --tokenizer FILE")
+    task = TASKS["alpaca"]
+    splits = task.read(data, find_template(task.template, task.field))
+    rows = encode_samples(splits.train[:200], family.tokenizer(tokenizer), 512).rows
+    return [rows[i : i + n_rows] for i in range(0, len(rows), n_rows)]
+
+
+def compare(what: str, dtype: str, unit: str, found: dict, share: float | None, less: bool = False):
+    """A line of the table: medians of each engine's figures, how far minillm is ahead, and its
+    share of the machine's limit. `less` says that the smaller figure is the better."""
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    row = {"what": what, "dtype": dtype, "unit": unit, **middle}
+    if len(middle) == 2:
+        ours, theirs = middle.values()
+        row["ahead"] = (theirs / ours) if less and unit != "MiB" else ours / theirs
+    return row | {"share of limit": share, "samples": found}
+
+
+def measure_decode(match: Match, dtype: str, sizes: list[int], repeats: int, limits: dict):
+    """Time to the first token, and tokens per second of a whole answer."""
+    n_prompt, n_new = sizes
+    prompt = torch.randint(match.vocab_size, (n_prompt,)).tolist()
+    turns = match.turns(repeats, "decode", prompt, n_new, True)
+    speeds = {name: [n_new / sum(steps) for steps in found] for name, found in turns.items()}
+    first = {name: [1000 * steps[0] for steps in found] for name, found in turns.items()}
+    n_bytes = match.ours("decode_bytes", n_prompt + n_new // 2)
+    share = statistics.median(speeds["minillm"]) * n_bytes / limits["read"]
+    rate = match.ours("prefill_flops", n_prompt) / limits["matmul"]
+    yield compare(f"decode {n_prompt} + {n_new}", dtype, "tokens/s", speeds, share)
+    share = 1000 * rate / statistics.median(first["minillm"])
+    yield compare(f"first token after {n_prompt}", dtype, "ms", first, share, less=True)
+
+
+def measure_contexts(match: Match, dtype: str, contexts: list[int], limits: dict):
+    """Cost of one more token at each length, with and without the cache."""
+    for length in (n for n in contexts if n + 8 <= match.context):
+        prompt = torch.randint(match.vocab_size, (length,)).tolist()
+        cached = match.turns(1, "decode", prompt, 8, True)
+        found = {name: [1000 * s for s in steps[0][1:]] for name, steps in cached.items()}
+        plain = {"minillm": [1000 * s for s in match.ours("decode", prompt, 3, False)]}
+        seconds = statistics.median(found["minillm"]) / 1000
+        share = match.ours("decode_bytes", length) / seconds / limits["read"]
+        yield compare(f"a token at {length}, cached", dtype, "ms", found, share, less=True)
+        rate = match.ours("prefill_flops", length) / limits["matmul"]
+        share = 1000 * rate / statistics.median(plain["minillm"])
+        yield compare(f"a token at {length}, no cache", dtype, "ms", plain, share, less=True)
+
+
+def measure_training(
+    match: Match, dtype: str, what: str, steps: list[list[Row]], repeats: int, limits: dict
+):
+    """Tokens per second of optimizer steps, and the peak memory of a process that takes them."""
+    match.all("prepare_training")
+    match.all("reset_peak")
+    match.all("train_step", steps[0])  # does not count
+    speeds = {name: [] for name in match.workers}
+    for turn in range(max(repeats, len(steps) if len(steps) > 1 else 0)):
+        rows = steps[turn % len(steps)]
+        n_tokens = sum(len(row.tokens) - 1 for row in rows)
+        for name, seconds in match.all("train_step", rows).items():
+            speeds[name].append(n_tokens / seconds)
+    peaks = {name: [peak] for name, peak in match.all("peak").items()}
+    flops = match.ours("training_flops", steps[0]) / sum(len(r.tokens) - 1 for r in steps[0])
+    share = statistics.median(speeds["minillm"]) * flops / limits["matmul"]
+    yield compare(f"LoRA step, {what}", dtype, "tokens/s", speeds, share)
+    yield compare(f"peak memory, {what}", dtype, "MiB", peaks, None, less=True)
+
+
+def report(folder: Path, machine: dict, limits: dict, rows: list[dict], settings: dict) -> None:
+    """report.md, table.csv, decode.png, results.json; the JSON's last line on stdout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"machine": machine, "limits": limits, "settings": settings, "results": rows}
+    write_json(folder / "results.json", result)
+    curves = decode_curves(rows)
+    if curves:
+        plot_decode(curves, folder / "decode.png")
+    shown = "\n".join(
+        f"- {dtype}: matrix products {limit['matmul'] / 1e9:,.1f} GFLOP/s, reading memory "
+        f"{limit['read'] / 1e9:,.1f} GB/s" for dtype, limit in limits.items()
+    )
+    note = f"{', '.join(f'{k} {v}' for k, v in machine.items() if v)}\n\n{shown}"
+    lines = [{k: v for k, v in row.items() if k != "samples"} for row in rows]
+    pictures = ["decode.png"] if curves else []
+    write_report(folder, "Benchmark", note, lines, settings, pictures)
+    print((folder / "report.md").read_text())
+    print(json.dumps(result | {"results": lines}))
+
+
+def decode_curves(rows: list[dict]) -> dict[str, dict[int, float]]:
+    """{title: {context length: ms a token}} of the measured contexts."""
+    curves: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if not row["what"].startswith("a token at "):
+            continue
+        length, kind = row["what"].removeprefix("a token at ").split(", ")
+        for name in (name for name in ("minillm", "transformers") if name in row):
+            curves.setdefault(f"{name} {row['dtype']}, {kind}", {})[int(length)] = row[name]
+    return curves
+
+
+def main(argv=None) -> list[dict]:
+    args = parse_args(argv)
+    device = choose_device(args.device)
+    dtypes = args.precision or ["fp32", *(["bf16"] if has_native_bf16(device) else [])]
+    for name, known in ((n, k) for k, ns in ((DTYPES, dtypes), (PARTS, args.parts)) for n in ns):
+        if name not in known:
+            raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}")
+    limits, rows = {}, []
+    with tempfile.TemporaryDirectory(dir=".") as temporary:
+        weights = Path(temporary)
+        if args.checkpoint:
+            weights = find_checkpoint(args.checkpoint)
+        else:
+            wide = "fp32" in dtypes
+            dtype = torch.float32 if wide else DTYPES[dtypes[0]]
+            random_weights(args.init or "gpt2", args.layers, args.seed, dtype, weights)
+        family = family_of(weights)
+        for dtype in dtypes:
+            limit = limits[dtype] = machine_limits(device, dtype)
+            setup = Setup(
+                weights, args.layers, dtype, str(device), TARGETS[family.name],
+                gradient_checkpointing=args.gradient_checkpointing, compile=args.compile,
+            )  # fmt: skip
+            if {"decode", "context"} & set(args.parts):
+                with Match(setup) as match:
+                    if "decode" in args.parts:
+                        rows += measure_decode(match, dtype, args.decode, args.repeats, limit)
+                    if "context" in args.parts:
+                        rows += measure_contexts(match, dtype, args.contexts, limit)
+            for masked in (args.masked if "train" in args.parts else []):
+                with Match(replace(setup, compile=False)) as match:
+                    steps = training_rows(
+                        args.data, args.tokenizer, family, masked, args.tokens, args.rows,
+                        match.vocab_size,
+                    )  # fmt: skip
+                    what = args.data or f"{args.rows} x {args.tokens}, {1 - masked:.0%} labelled"
+                    rows += measure_training(match, dtype, what, steps, args.repeats, limit)
+                if args.data:
+                    break
+    if "startup" in args.parts:
+        rows += [compare(*line, None, less=True) for line in startup_seconds()]
+    report(Path(args.out_dir), describe_machine(device), limits, rows, settings_of(args))
+    return rows
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main()

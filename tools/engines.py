@@ -1,0 +1,220 @@
+"""The two sides of tools/benchmark.py, each in a process of its own: what is timed, and how.
+
+Both answer the same three calls. An engine is never told what the other one does, and while one
+works the other waits.
+"""
+
+import importlib.util
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minillm.adapt.methods import MethodOptions, adapt
+from minillm.data.batches import Batches, Row
+from minillm.errors import UserError
+from minillm.flops import training_flops
+from minillm.generate import Sampling, generate_steps
+from minillm.linear import compile_single_rows
+from minillm.losses import IGNORED, token_loss
+from minillm.memory import peak_mib, reset_peak
+from minillm.precision import choose_precision
+from minillm.training import TrainSettings, train
+from tools.models import family_of
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What both engines are given: a Hugging Face folder, dtype, device, and LoRA for training."""
+
+    folder: Path
+    layers: int | None
+    dtype: str  # fp32, bf16 or fp16, of weights and products
+    device: str
+    targets: tuple[str, ...]  # LoRA's, in our names; peers translate them
+    rank: int = 16
+    alpha: float = 32
+    lora_dropout: float = 0.05
+    gradient_checkpointing: bool = False
+    compile: bool = False  # minillm's decoding
+
+
+class Ours:
+    """This project's own models and loop."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self.device = torch.device(setup.device)
+        self.precision = choose_precision(setup.dtype, self.device)
+        family = family_of(setup.folder)
+        self.model, self.tokenizer = family.load(
+            setup.folder, setup.layers, self.precision.dtype, self.device
+        )
+        self.model.eval()
+        self.model.gradient_checkpointing = setup.gradient_checkpointing
+        if setup.compile:
+            compile_single_rows(self.model)
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        """(T, V) fp32 on the CPU: to see that both engines are the same model."""
+        with torch.no_grad():
+            return self.model(torch.tensor([tokens], device=self.device))[0].float().cpu()
+
+    def decode(self, prompt: list[int], n_new: int, use_cache: bool) -> list[float]:
+        """Seconds of each greedy step, the first of which is the prefill."""
+        steps = generate_steps(self.model, [prompt], n_new, Sampling(), use_cache)
+        marks = [time.perf_counter()]
+        for _ in steps:
+            marks.append(time.perf_counter())
+        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+
+    def prepare_training(self) -> None:
+        """LoRA on the targets; dropout on."""
+        s = self.setup
+        self.model.train()  # LoRA added in eval mode would be merged at once
+        options = MethodOptions(
+            rank=s.rank, alpha=s.alpha, lora_dropout=s.lora_dropout, targets=s.targets
+        )
+        self.model, _ = adapt(self.model, self.tokenizer, "lora", options)
+
+    def train_step(self, rows: Sequence[Row]) -> float:
+        """Seconds of one optimizer step over the rows, one row a forward."""
+        batches = Batches(rows, 1, 0, seed=None, context=self.model.config.max_seq_len)
+        settings = TrainSettings(accumulation_steps=len(rows))
+        began = time.perf_counter()
+        train(self.model, token_loss, batches, None, settings, self.precision)
+        return time.perf_counter() - began
+
+    def facts(self) -> tuple[int, int]:
+        """Vocabulary and context of the model."""
+        return self.model.config.vocab_size, self.model.config.max_seq_len
+
+    def decode_bytes(self, n_columns: int) -> int:
+        """What writing one token has to read: every weight but embeddings' rows, and the cache."""
+        read = sum(_nbytes(block) for block in self.model.blocks)
+        read += self._head().weight.nbytes
+        return read + self.model.new_cache(1, n_columns).nbytes
+
+    def prefill_flops(self, n_tokens: int) -> float:
+        """Products with weights, of n tokens and one row of logits."""
+        matrices = sum(p.numel() for p in self.model.blocks.parameters() if p.dim() == 2)
+        return 2.0 * (n_tokens * matrices + self._head().weight.numel())
+
+    def training_flops(self, rows: Sequence[Row]) -> float:
+        """Of one optimizer step over the rows."""
+        n_tokens = sum(len(row.tokens) - 1 for row in rows)
+        labelled = sum(int((row.labels[1:] != IGNORED).sum()) for row in rows)
+        return training_flops(self.model, n_tokens, labelled, len(rows))
+
+    def _head(self) -> nn.Module:
+        model = self.model
+        return model.embedding if model.config.tied_head else model.get_submodule(model.HEAD)
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(p.nbytes for p in module.parameters())
+
+
+class Worker:
+    """An engine in a process of its own: `ask` runs one of its methods there and waits."""
+
+    def __init__(self, engine: str, setup: Setup):
+        context = multiprocessing.get_context("spawn")
+        self.here, there = context.Pipe()
+        self.process = context.Process(target=_work, args=(there, engine, setup), daemon=True)
+        self.process.start()
+        there.close()
+
+    def ask(self, method: str, *arguments):
+        """What the engine's method returns. Errors: UserError with the other side's own line."""
+        self.here.send((method, arguments))
+        try:
+            error, answer = self.here.recv()
+        except EOFError:
+            raise UserError("a benchmark's process was killed, likely for memory; lower the "
+                            "sizes") from None  # fmt: skip
+        if error:
+            raise UserError(f"benchmark: {error}")
+        return answer
+
+    def close(self) -> None:
+        """Ends the process and gives its memory back."""
+        self.here.send(None)
+        self.process.join()
+
+
+def _work(pipe, engine: str, setup: Setup) -> None:
+    """Answers calls until told to stop. `peak` is MiB since the engine was loaded, without Python
+    and the libraries."""
+    kind = Ours
+    if engine != "minillm":
+        from tools.peers import Peers as kind
+    device = torch.device(setup.device)
+    if device.type == "cuda":
+        torch.zeros(1, device=device)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - its bars and warnings
+    running, baseline = None, reset_peak(device)
+    while (call := pipe.recv()) is not None:
+        method, arguments = call
+        try:
+            if method == "load":
+                running, answer = kind(setup), None
+            elif method == "reset_peak":
+                answer = reset_peak(device) - baseline
+            elif method == "peak":
+                answer = peak_mib(device) - baseline
+            else:
+                answer = getattr(running, method)(*arguments)
+            pipe.send((None, answer))
+        except Exception as error:
+            traceback.print_exc()
+            pipe.send((f"{type(error).__name__}: {error}", None))
+
+
+def installed() -> list[str]:
+    """minillm, and its peers where they are installed."""
+    found = all(importlib.util.find_spec(name) for name in ("transformers", "peft"))
+    return ["minillm", "transformers"] if found else ["minillm"]
+
+
+class Match:
+    """The engines on one setup, taking turns."""
+
+    def __init__(self, setup: Setup):
+        self.workers = {name: Worker(name, setup) for name in installed()}
+
+    def __enter__(self) -> "Match":
+        self.all("load")
+        self.vocab_size, self.context = self.ours("facts")
+        tokens = torch.randint(self.vocab_size, (24,)).tolist()
+        ours, *others = self.all("logits", tokens).values()
+        for theirs in others:
+            error = (ours - theirs).abs().max() / theirs.abs().max()
+            if error > 0.1:  # 16 bits round differently; another model is off by far more
+                raise UserError(f"benchmark: the engines' logits differ by {error:.0%}; not the "
+                                "same model, so nothing to compare")  # fmt: skip
+        return self
+
+    def __exit__(self, *_) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+    def ours(self, method: str, *arguments):
+        """minillm's answer."""
+        return self.workers["minillm"].ask(method, *arguments)
+
+    def all(self, method: str, *arguments) -> dict:
+        """One answer of each, one after the other."""
+        return {name: worker.ask(method, *arguments) for name, worker in self.workers.items()}
+
+    def turns(self, repeats: int, method: str, *arguments) -> dict[str, list]:
+        """A B A B: each one's answers, after a turn that does not count."""
+        answers = [self.all(method, *arguments) for _ in range(repeats + 1)][1:]
+        return {name: [answer[name] for answer in answers] for name in self.workers}

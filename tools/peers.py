@@ -1,0 +1,93 @@
+"""The other side of tools/benchmark.py: transformers and PEFT, used as their manuals say, in the
+same plain loop. The only file outside the tests that imports them."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+import transformers
+from torch import nn
+
+from minillm.data.batches import Row
+from minillm.precision import choose_precision
+from tools.engines import Setup
+
+PEFT_NAMES = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj",
+              "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # fmt: skip
+
+
+class Clock(transformers.generation.streamers.BaseStreamer):
+    """Notes when each token comes out of transformers' generate()."""
+
+    def __init__(self):
+        self.marks: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the prompt, then with every token."""
+        self.marks.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called after the last one."""
+
+
+class Peers:
+    """The same calls as tools.engines.Ours."""
+
+    def __init__(self, setup: Setup):
+        transformers.logging.set_verbosity_error()
+        self.setup = setup
+        self.device = torch.device(setup.device)
+        self.precision = choose_precision(setup.dtype, self.device)
+        config = transformers.AutoConfig.from_pretrained(setup.folder)
+        config.num_hidden_layers = setup.layers or config.num_hidden_layers
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            setup.folder, config=config, dtype=self.precision.dtype
+        ).to(self.device).eval()  # fmt: skip
+        self.optimizer = None
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        """(T, V) fp32 on the CPU."""
+        with torch.no_grad():
+            out = self.model(torch.tensor([tokens], device=self.device))
+        return out.logits[0].float().cpu()
+
+    def decode(self, prompt: list[int], n_new: int, use_cache: bool) -> list[float]:
+        """Seconds of each greedy step, the first of which is the prefill."""
+        ids, clock = torch.tensor([prompt], device=self.device), Clock()
+        self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=n_new,
+            min_new_tokens=n_new, use_cache=use_cache, streamer=clock, pad_token_id=0,
+        )  # fmt: skip
+        return [b - a for a, b in zip(clock.marks, clock.marks[1:], strict=False)]
+
+    def prepare_training(self) -> None:
+        """LoRA by PEFT, its own factors in fp32; fused AdamW."""
+        import peft
+
+        s = self.setup
+        config = peft.LoraConfig(
+            r=s.rank, lora_alpha=s.alpha, lora_dropout=s.lora_dropout, task_type="CAUSAL_LM",
+            target_modules=[PEFT_NAMES.get(name, name) for name in s.targets],
+        )  # fmt: skip
+        if s.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model = peft.get_peft_model(self.model, config).train()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=True)
+
+    def train_step(self, rows: Sequence[Row]) -> float:
+        """Seconds of one optimizer step over the rows, one row a forward: autocast where the
+        weights are in 16 bits, loss over the accumulation steps, clip, step."""
+        trained = self.optimizer.param_groups[0]["params"]
+        began = time.perf_counter()
+        for tokens, labels in rows:
+            tokens, labels = tokens[None].to(self.device), labels[None].to(self.device)
+            with self.precision.autocast():
+                loss = self.model(input_ids=tokens, labels=labels).loss / len(rows)
+            loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - began
