@@ -19,7 +19,7 @@ from minillm.flops import training_flops
 from minillm.generate import generate
 from minillm.hub import find_checkpoint
 from minillm.losses import IGNORED
-from minillm.memory import memory_by_category
+from minillm.memory import MIB, reserved_mib
 from minillm.metrics import classification_report, describe
 from minillm.peft_format import save_adapter
 from minillm.plots import plot_run
@@ -129,13 +129,45 @@ def show_answers(model: nn.Module, tokenizer, data: Data, title: str) -> None:
         print(f"{'':>8}  held-out {describe(report)}", flush=True)
 
 
+def account(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, precision: Precision,
+    accumulation_steps: int, peak: float,
+) -> dict:  # fmt: skip
+    """Where the memory of training went, in MiB: predicted and measured by category, for the
+    longest rows a step can hold, and `peak`, the process's own (without Python's libraries)."""
+    from minillm.footprint import measure_footprint, predict_footprint  # 0.7 s: not before the loop
+
+    batch, n, reserved = batches.longest(), accumulation_steps, reserved_mib(precision.device)
+    predicted = predict_footprint(model, batch, precision, n)
+    measured = measure_footprint(model, batch, precision, n)
+    states = [t for state in optimizer.state.values() for t in state.values()]
+    measured = replace(measured, optimizer=sum(t.nbytes for t in states if torch.is_tensor(t)))
+    return {
+        "peak": peak, "reserved": reserved, "columns": batch.tokens.size(1) - 1,
+        "predicted": {name: n / MIB for name, n in predicted.rows().items()},
+        "measured": {name: n / MIB for name, n in measured.rows().items()},
+        "activations of": {name: n / MIB for name, n in measured.by_place.items()},
+    }  # fmt: skip
+
+
+def show_memory(memory: dict) -> None:
+    """Prints what `account` found."""
+    print(f"{'memory, MiB':<26}{'predicted':>12}{'measured':>12}")
+    for name, mib in memory["measured"].items():
+        print(f"  {name:<24}{memory['predicted'][name]:12.1f}{mib:12.1f}")
+    print(f"  {'peak of the process':<24}{'':12}{memory['peak']:12.1f}")
+    if memory["reserved"] is not None:
+        print(f"  {'reserved on the GPU':<24}{'':12}{memory['reserved']:12.1f}")
+    blocks = [mib for name, mib in memory["activations of"].items() if name.startswith("block")]
+    if blocks:
+        print(f"  activations of a block: {min(blocks):.2f} to {max(blocks):.2f}")
+
+
 def conclude(
-    model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, peak: float,
-    data: Data, run: Run, method: str,
-) -> None:  # fmt: skip
-    """Prints memory by category (peak in MiB, without Python and its libraries), speed, losses;
-    the same numbers and the method's own line go to summary.json."""
-    memory = memory_by_category(model, optimizer, peak)
+    model: nn.Module, memory: dict, progress: Progress, data: Data, run: Run, method: str
+) -> None:
+    """Prints memory by category, speed and losses; the same numbers and the method's own line go
+    to summary.json."""
     kept = run.folder / "summary.json"
     if kept.exists() and read_json(kept)["steps"] == progress.step:
         memory = read_json(kept)["memory_mib"]  # resumed after its end: nothing was trained here
@@ -150,9 +182,7 @@ def conclude(
         "flops": training_flops(model, progress.tokens, progress.supervised, n_rows),
         "held_out_before": progress.before, "held_out_best": progress.best, "memory_mib": memory,
     })  # fmt: skip
-    print("memory")
-    for name, mib in memory.items():
-        print(f"  {name:<22}{mib:10.1f} MiB")
+    show_memory(memory)
     speed = progress.tokens / max(progress.seconds, 1e-9)
     print(f"{progress.step} steps, {progress.tokens} tokens in {progress.seconds:.1f} s: "
           f"{speed:.0f} tokens/s")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Bytes by category: what a run holds and what its peak was. All figures in MiB (2^20 bytes)."""
+"""What a process holds, and its peak, in MiB (2^20 bytes). By category: footprint.py."""
 
 import contextlib
 import ctypes
@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
 
 MIB = 2**20
 
@@ -16,7 +15,7 @@ def used_mib(device: torch.device) -> float:
     """Memory in use now: allocated on a GPU, resident for the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / MIB
-    return _proc_status("VmRSS") or _max_rss()
+    return _proc("/proc/self/status", "VmRSS") or _max_rss()
 
 
 def reset_peak(device: torch.device) -> float:
@@ -35,37 +34,25 @@ def peak_mib(device: torch.device) -> float:
     """The peak since reset_peak: allocated on a GPU, resident for the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
-    return _proc_status("VmHWM") or _max_rss()
+    return _proc("/proc/self/status", "VmHWM") or _max_rss()
 
 
-def memory_by_category(
-    model: nn.Module, optimizer: torch.optim.Optimizer, peak: float
-) -> dict[str, float]:
-    """MiB of weights, gradients and optimizer state; the rest of `peak` is activations and work.
-
-    Gradients are counted as they stand at the peak: one per trainable tensor.
-    """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    states = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
-    parts = {
-        "frozen weights": _mib(frozen),
-        "trainable weights": _mib(trainable),
-        "gradients": _mib(trainable),
-        "optimizer state": _mib(states),
-    }
-    parts["activations and work"] = max(0.0, peak - sum(parts.values()))
-    return parts | {"peak": peak}
+def reserved_mib(device: torch.device) -> float | None:
+    """The peak that PyTorch took from a GPU, with what its allocator keeps in reserve."""
+    return torch.cuda.max_memory_reserved(device) / MIB if device.type == "cuda" else None
 
 
-def _mib(tensors) -> float:
-    return sum(t.numel() * t.element_size() for t in tensors) / MIB
+def free_mib(device: torch.device) -> float:
+    """Memory that may still be taken: of the GPU, or of the machine (0 where that is not known)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / MIB
+    return _proc("/proc/meminfo", "MemAvailable")
 
 
-def _proc_status(field: str) -> float:
-    """A size of this process in MiB from /proc, 0 where there is none (macOS)."""
+def _proc(path: str, field: str) -> float:
+    """A size in MiB from Linux's own files, 0 where there are none (macOS)."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(path).read_text().splitlines()
     except OSError:
         return 0.0
     return next((int(x.split()[1]) / 1024 for x in lines if x.startswith(field + ":")), 0.0)

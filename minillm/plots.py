@@ -121,3 +121,25 @@ def plot_decode(curves: dict[str, dict[int, float]], path: Path) -> None:
             axes.set_xlabel("tokens before it")
             axes.set_yscale("log")
         cost.legend(fontsize=7)
+
+
+def plot_memory(
+    bars: dict[str, dict[str, float]], seconds: dict[str, float], path: Path
+) -> None:
+    """Memory by category, stacked, and seconds: a bar per configuration."""
+    n = 2 if seconds else 1
+    with pictures(path, n, 7 * n, 0.32 * len(bars) + 1.6) as row:
+        left = [0.0] * len(bars)
+        names = [name for name in next(iter(bars.values()), {}) if name != "total"]
+        for name in names:
+            widths = [max(0.0, found[name]) for found in bars.values()]
+            row[0].barh(range(len(bars)), widths, left=left, label=name)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        row[0].set_xlabel("MiB at the peak")
+        row[0].legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncol=4)
+        if seconds:
+            row[1].barh(range(len(bars)), [seconds.get(title, 0.0) for title in bars])
+            row[1].set_xlabel("seconds")
+        for axes in row:
+            axes.set_yticks(range(len(bars)), [*bars], fontsize=7)
+            axes.invert_yaxis()

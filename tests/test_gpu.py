@@ -6,6 +6,7 @@ import torch
 from llama import Llama
 from minillm import add_lora, generate, mark_only_lora_as_trainable
 from minillm.data.batches import Batches, Row
+from minillm.footprint import predict_footprint
 from minillm.losses import token_loss
 from minillm.precision import choose_precision
 from minillm.training import TrainSettings, train
@@ -57,3 +58,21 @@ def test_training_lowers_the_loss_in_every_precision(model, name):
     settings = TrainSettings(lr=0.02, epochs=20, accumulation_steps=2)
     progress, _ = train(model, token_loss, batches, held_out, settings, precision)
     assert progress.best < progress.before
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_predicted_memory_is_the_gpus_own_peak(name, checkpointing):
+    device = torch.device("cuda")
+    before = torch.cuda.memory_allocated()
+    config = small_config(dim=512, n_layers=6, n_heads=8, hidden_dim=1376, max_seq_len=512)
+    model = Llama(config).to(device)
+    add_lora(model, ("wq", "wv"), rank=16, alpha=32)
+    mark_only_lora_as_trainable(model).gradient_checkpointing = checkpointing
+    rows = [Row(t, t) for t in torch.randint(0, 2048, (8, 513))]
+    batches, precision = Batches(rows, 4, 0), choose_precision(name, device)
+    predicted = predict_footprint(model, batches.longest(), precision, 2).total
+    torch.cuda.reset_peak_memory_stats()
+    train(model, token_loss, batches, None, TrainSettings(accumulation_steps=2), precision)
+    peak = torch.cuda.max_memory_allocated() - before
+    assert predicted == pytest.approx(peak, rel=0.1, abs=16 * 2**20)  # and cuBLAS's workspace

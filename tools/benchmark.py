@@ -7,7 +7,7 @@
 
 Each engine lives in a process of its own, loads the same folder of weights, shows that its logits
 are the same, and then they take turns, A B A B, one at work while the other waits. Figures are
-medians over the turns; "ahead" is how many times faster minillm is, or how many times its memory.
+medians over the turns; "ahead" is how many times faster minillm is, for memory what share it needs.
 The machine's own limits are measured in the same run (matrix products per dtype, reading memory),
 and every result is given as a share of the one that bounds it. Peak memory is that of a process
 from before it loaded the weights. Where transformers and peft are not installed, minillm is
@@ -16,6 +16,7 @@ measured alone. Writes report.md, table.csv, decode.png and results.json; the la
 
 import json
 import statistics
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def parse_args(argv=None):
     add("--data", help="training: rows of this Alpaca file instead")
     add("--tokenizer", help="tokenizer file, for --data")
     add("--gradient-checkpointing", action="store_true", help="training: both engines")
-    add("--repeats", type=positive, default=7, help="turns of each engine")
+    add("--repeats", type=positive, default=5, help="turns of each engine")
     add("--seed", type=whole, default=0, help="of weights and tokens")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--out-dir", default="runs/benchmark", help="where the report goes")
@@ -107,6 +108,8 @@ def compare(what: str, dtype: str, unit: str, found: dict, share: float | None, 
     if len(middle) == 2:
         ours, theirs = middle.values()
         row["ahead"] = (theirs / ours) if less and unit != "MiB" else ours / theirs
+    shown = ", ".join(f"{name} {value:,.4g}" for name, value in middle.items())
+    print(f"{dtype} {what}: {shown} {unit}", file=sys.stderr, flush=True)
     return row | {"share of limit": share, "samples": found}
 
 
@@ -148,7 +151,7 @@ def measure_training(
     match.all("reset_peak")
     match.all("train_step", steps[0])  # does not count
     speeds = {name: [] for name in match.workers}
-    for turn in range(max(repeats, len(steps) if len(steps) > 1 else 0)):
+    for turn in range(repeats):
         rows = steps[turn % len(steps)]
         n_tokens = sum(len(row.tokens) - 1 for row in rows)
         for name, seconds in match.all("train_step", rows).items():

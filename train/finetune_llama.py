@@ -65,7 +65,10 @@ def main(argv=None) -> tuple[float, float]:
         model, tokenizer, FAMILY, progress, run, args.method, base, data.template, args.keep_last
     )
     finetune.show_answers(model, tokenizer, data, "after")
-    finetune.conclude(model, optimizer, progress, peak, data, run, method)
+    memory = finetune.account(
+        model, optimizer, batches, precision, args.accumulation_steps, peak
+    )
+    finetune.conclude(model, memory, progress, data, run, method)
     return progress.before, progress.best
 
 

@@ -155,6 +155,11 @@ class Batches:
         micro = [[self.rows[i] for i in span[cut : cut + self.batch_size]] for cut in cuts]
         return [collate(rows, self.pad_id, self.context) for rows in micro]
 
+    def longest(self) -> Batch:
+        """The longest rows in one micro-batch: what any epoch can hold at most."""
+        rows = sorted(self.rows, key=lambda row: len(row.tokens))[-self.batch_size :]
+        return collate(rows, self.pad_id, self.context)
+
     def __iter__(self):
         """All micro-batches of epoch 0."""
         return (self.group(index, 1)[0] for index in range(len(self)))

@@ -1,10 +1,13 @@
 """The fp32 products of a CPU: oneDNN's equal PyTorch's own, in values and gradients."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from minillm.linear import Linear, linear
+from minillm.linear import Linear, compile_single_rows, linear
+from tests.conftest import MODELS
 
 INPUTS = {
     "one row": lambda: torch.randn(1, 20),
@@ -55,3 +58,15 @@ def test_a_frozen_layer_keeps_no_input_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         layer(x)
     assert [t.shape for t in kept] == [layer.weight.shape]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama-gqa", "gpt2"])
+def test_compiled_single_rows_equal_plain_ones(kind, dtype):
+    model, token = MODELS[kind]().to(dtype).eval(), torch.tensor([[7]])
+    with torch.no_grad():
+        plain = model(token)
+        compile_single_rows(model)
+        torch.testing.assert_close(model(token), plain)

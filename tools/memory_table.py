@@ -1,0 +1,205 @@
+"""The course's tables of memory and time: accumulation, mixed precision, LoRA, checkpointing.
+
+    python tools/memory_table.py --out-dir runs/memory               bundled model, minutes
+    python tools/memory_table.py --out-dir runs/7b --checkpoint llama-2-7b --data alpaca_data.json
+    python tools/memory_table.py --out-dir runs/paper --init llama-2-7b --predict \\
+        --data alpaca_data.json --tokenizer tokenizer.model
+
+Every cell is a fine-tuning in a process of its own, over the same samples in the same order, with
+the same tokens in every optimizer step: 1 x 8 with accumulation, 8 x 1 without. Its memory is
+predicted first; a cell that would not fit is not run but marked x, with what it would need. To the
+course's axes comes ours: frozen weights stored in 16 bits (--frozen-dtype), beside autocast over an
+fp32 base. The first step is left out of the times. A cell that is done is not done again. Writes
+report.md (both tables, with what surprises in them explained), table.csv, memory.png, time.png.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minillm import finetune
+from minillm.adapt.methods import MethodOptions, adapt
+from minillm.cli import Parser, amount, positive, settings_of
+from minillm.data.batches import Batches, Row
+from minillm.data.tasks import TASKS
+from minillm.errors import UserError, friendly_errors
+from minillm.family import Family
+from minillm.files import read_json
+from minillm.footprint import predict_footprint
+from minillm.hub import find_checkpoint
+from minillm.memory import MIB, free_mib
+from minillm.precision import Precision, choose_device, choose_precision
+from minillm.runs import read_metrics
+from tools.cells import done_once, open_experiment, run_script
+from tools.memory_report import summarize
+from tools.models import family_of, family_of_preset
+
+SCRIPTS = Path(__file__).parent.parent / "train"
+TARGETS = {"llama": "wq,wv", "gpt2": "c_attn"}
+SPARE = 1.1  # of the prediction: what kernels need inside themselves
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration; `stored`: the frozen weights are kept in the 16 bits that are computed
+    in, not in fp32."""
+
+    accumulation: bool
+    mixed: bool
+    lora: bool
+    checkpointing: bool
+    stored: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return "-".join(f"{word}{int(on)}" for word, on in vars(self).items())
+
+    def flags(self, rows: int, mixed: str) -> list[str]:
+        """What makes a fine-tuning this cell, for `rows` samples in an optimizer step."""
+        size, steps = (1, rows) if self.accumulation else (rows, 1)
+        frozen = mixed if self.stored else "fp32"
+        return [
+            "--batch-size", str(size), "--accumulation-steps", str(steps),
+            "--precision", mixed if self.mixed else "fp32",
+            *(["--method", "lora", "--frozen-dtype", frozen] if self.lora else
+              ["--method", "full"]),
+            *(["--gradient-checkpointing"] if self.checkpointing else []),
+        ]  # fmt: skip
+
+
+def all_cells() -> list[Cell]:
+    """The course's sixteen, and our four with a base stored in 16 bits."""
+    course = [Cell(ga, mp, lora, gc) for gc, ga, mp, lora in itertools.product((0, 1), repeat=4)]
+    return course + [Cell(ga, True, True, gc, True) for gc, ga in itertools.product((0, 1), (0, 1))]
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--out-dir", required=True, help="folder of the experiment; its cells are folders in it")
+    add("--checkpoint", "--init-from", metavar="NAME|PATH",
+        help="base (default: tiny-llama)")  # fmt: skip
+    add("--init", metavar="PRESET", help="random weights of a published size instead")
+    add("--layers", type=positive, help="keep only the first N layers")
+    add("--tokenizer", help="tokenizer file, where the checkpoint has none")
+    add("--task", choices=[*TASKS], default="alpaca", help="what the data is")
+    add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
+    add("--samples", type=positive, default=200, help="train on the first N samples")
+    add("--max-length", type=positive, default=512, help="tokens of a sample, EOS included")
+    add("--rows", type=positive, default=8, help="samples in an optimizer step")
+    add("--lr", type=amount, default=1e-5, help="of every cell (default: the course's)")
+    add("--predict", action="store_true", help="predict every cell, run none")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    return parser.parse_args(argv)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What all cells start from: where the weights are, and the data."""
+
+    family: Family
+    checkpoint: str | None
+    preset: str | None
+    layers: int | None
+    tokenizer: str | None
+    task: str
+    data: str | None
+    samples: int
+    max_length: int
+    device: torch.device
+
+    def flags(self) -> list[str]:
+        """The same, for the script."""
+        named = {
+            "--checkpoint": self.checkpoint, "--init": self.preset, "--layers": self.layers,
+            "--tokenizer": self.tokenizer, "--task": self.task, "--data": self.data,
+            "--samples": self.samples, "--max-length": self.max_length, "--device": self.device,
+        }  # fmt: skip
+        given = [[flag, str(value)] for flag, value in named.items() if value is not None]
+        return list(itertools.chain.from_iterable(given))
+
+    def load(self, dtype: torch.dtype):
+        """The model on no device, and the tokenizer."""
+        where = (self.family, self.checkpoint, self.preset, self.layers, self.tokenizer)
+        return finetune.load_base(*where, dtype, torch.device("meta"))[:2]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The training rows, encoded."""
+        model, tokenizer = self.load(torch.float32)
+        length = min(self.max_length, model.config.max_seq_len)
+        where = (self.task, self.data, None, tokenizer)
+        return finetune.prepare_data(*where, self.samples, 1, length).train.rows
+
+    def predict(self, cell: Cell, rows: int, mixed: str) -> dict[str, float]:
+        """MiB by category, without a weight read or a number computed."""
+        precision = Precision(mixed if cell.mixed else "fp32", self.device)
+        model, tokenizer = self.load(precision.dtype if cell.stored else torch.float32)
+        targets = tuple(TARGETS[self.family.name].split(","))
+        options = MethodOptions(targets=targets, lora_dropout=0.0)
+        model, _ = adapt(model, tokenizer, "lora" if cell.lora else "full", options)
+        model.gradient_checkpointing = bool(cell.checkpointing)
+        size, steps = (1, rows) if cell.accumulation else (rows, 1)
+        batches = Batches(self.rows, size, tokenizer.pad_id, 0, model.config.max_seq_len)
+        found = predict_footprint(model, batches.longest(), precision, steps)
+        return {name: n / MIB for name, n in found.rows().items()}
+
+
+def measure(base: Base, cell: Cell, rows: int, mixed: str, lr: float, folder: Path) -> dict:
+    """Runs a cell: its memory, seconds for the samples without the first step, and losses.
+    `failed` says why where it ran out of memory all the same."""
+    script = SCRIPTS / f"finetune_{base.family.name}.py"
+    flags = [*base.flags(), *cell.flags(rows, mixed), "--lr", str(lr), "--held-out", "8",
+             "--targets", TARGETS[base.family.name], "--lora-dropout", "0"]  # fmt: skip
+    try:
+        run_script(script, folder, flags)
+    except UserError as error:
+        if "out of memory" in str(error) or str(error).endswith("the run failed: "):
+            return {"failed": str(error)}
+        raise
+    steps = read_metrics(folder / "metrics.jsonl")
+    seconds = [row["tokens"] / row["tokens_per_s"] for row in steps]
+    timed = seconds[1:] or seconds
+    return {
+        "memory": read_json(folder / "summary.json")["memory_mib"],
+        "seconds": sum(timed) / len(timed) * len(seconds),
+        "tokens": sum(row["tokens"] for row in steps), "losses": [row["loss"] for row in steps],
+    }  # fmt: skip
+
+
+def main(argv=None) -> dict[Cell, dict]:
+    args = parse_args(argv)
+    device = choose_device(args.device)
+    if args.init:
+        family = family_of_preset(args.init)
+    else:
+        family = family_of(find_checkpoint(args.checkpoint or "tiny-llama"))
+    mixed = choose_precision("auto", device).name
+    mixed = "bf16" if mixed == "fp32" else mixed  # a CPU without it emulates it, slowly
+    base = Base(family, args.checkpoint, args.init, args.layers, args.tokenizer, args.task,
+                args.data, args.samples, args.max_length, device)  # fmt: skip
+    folder = open_experiment(args.out_dir, settings_of(args))
+    results = {}
+    for cell in tqdm(all_cells(), desc="cells", unit="cell"):
+
+        def work(cell=cell) -> dict:
+            predicted, free = base.predict(cell, args.rows, mixed), free_mib(device)
+            found = {"predicted": predicted, "free": free,
+                     "fits": not free or SPARE * predicted["total"] < free}  # fmt: skip
+            if args.predict or not found["fits"]:
+                return found
+            return found | measure(base, cell, args.rows, mixed, args.lr, folder / cell.name)
+
+        results[cell] = done_once(folder / f"{cell.name}.json", work)
+    summarize(folder, results, settings_of(args) | {"mixed": mixed}, device.type)
+    return results
+
+
+if __name__ == "__main__":
+    with friendly_errors():
+        main()
