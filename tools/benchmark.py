@@ -7,7 +7,7 @@
 
 Each engine lives in a process of its own, loads the same folder of weights, shows that its logits
 are the same, and then they take turns, A B A B, one at work while the other waits. Figures are
-medians over the turns; "ahead" is how many times faster minillm is, for memory what share it needs.
+medians over the turns; "ratio" says how many times better minillm is: faster, or smaller.
 The machine's own limits are measured in the same run (matrix products per dtype, reading memory),
 and every result is given as a share of the one that bounds it. Peak memory is that of a process
 from before it loaded the weights. Where transformers and peft are not installed, minillm is
@@ -18,11 +18,13 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from minillm.checkpoint import empty_model, materialize
 from minillm.cli import Parser, positive, settings_of, several, share, whole
 from minillm.data.batches import Row, encode_samples
 from minillm.data.tasks import TASKS
@@ -77,7 +79,8 @@ def random_weights(preset: str, layers: int | None, seed: int, dtype: torch.dtyp
     family = family_of_preset(preset)
     config = family.config.preset(preset)
     torch.manual_seed(seed)
-    model = family.model(replace(config, n_layers=layers or config.n_layers)).to(dtype)
+    config = replace(config, n_layers=layers or config.n_layers)
+    model = materialize(empty_model(lambda: family.model(config)), dtype, "cpu")
     family.save(model, family.tokenizer(None), folder)
 
 
@@ -100,20 +103,24 @@ def training_rows(
     return [rows[i : i + n_rows] for i in range(0, len(rows), n_rows)]
 
 
-def compare(what: str, dtype: str, unit: str, found: dict, share: float | None, less: bool = False):
-    """A line of the table: medians of each engine's figures, how far minillm is ahead, and its
-    share of the machine's limit. `less` says that the smaller figure is the better."""
+def compare(
+    what: str, dtype: str, unit: str, found: dict, of_limit: float | None, less: bool = False
+) -> dict:
+    """A line of the table: medians of each engine's figures, of how many times better minillm was
+    in the same turn, and its share of the machine's limit. `less`: the smaller is the better."""
     middle = {name: statistics.median(values) for name, values in found.items()}
     row = {"what": what, "dtype": dtype, "unit": unit, **middle}
     if len(middle) == 2:
-        ours, theirs = middle.values()
-        row["ahead"] = (theirs / ours) if less and unit != "MiB" else ours / theirs
+        pairs = zip(*found.values(), strict=True)  # of the same turn
+        row["ratio"] = statistics.median(b / a if less else a / b for a, b in pairs)
     shown = ", ".join(f"{name} {value:,.4g}" for name, value in middle.items())
     print(f"{dtype} {what}: {shown} {unit}", file=sys.stderr, flush=True)
-    return row | {"share of limit": share, "samples": found}
+    return row | {"share of limit": of_limit, "samples": found}
 
 
-def measure_decode(match: Match, dtype: str, sizes: list[int], repeats: int, limits: dict):
+def measure_decode(
+    match: Match, dtype: str, sizes: list[int], repeats: int, limits: dict
+) -> Iterator[dict]:
     """Time to the first token, and tokens per second of a whole answer."""
     n_prompt, n_new = sizes
     prompt = torch.randint(match.vocab_size, (n_prompt,)).tolist()
@@ -121,45 +128,53 @@ def measure_decode(match: Match, dtype: str, sizes: list[int], repeats: int, lim
     speeds = {name: [n_new / sum(steps) for steps in found] for name, found in turns.items()}
     first = {name: [1000 * steps[0] for steps in found] for name, found in turns.items()}
     n_bytes = match.ours("decode_bytes", n_prompt + n_new // 2)
-    share = statistics.median(speeds["minillm"]) * n_bytes / limits["read"]
+    of_limit = statistics.median(speeds["minillm"]) * n_bytes / limits["read"]
     rate = match.ours("prefill_flops", n_prompt) / limits["matmul"]
-    yield compare(f"decode {n_prompt} + {n_new}", dtype, "tokens/s", speeds, share)
-    share = 1000 * rate / statistics.median(first["minillm"])
-    yield compare(f"first token after {n_prompt}", dtype, "ms", first, share, less=True)
+    how = ", minillm compiled" if match.compile else ""
+    yield compare(f"decode {n_prompt} + {n_new}{how}", dtype, "tokens/s", speeds, of_limit)
+    of_limit = 1000 * rate / statistics.median(first["minillm"])
+    yield compare(f"first token after {n_prompt}", dtype, "ms", first, of_limit, less=True)
 
 
-def measure_contexts(match: Match, dtype: str, contexts: list[int], limits: dict):
+def measure_contexts(
+    match: Match, dtype: str, contexts: list[int], repeats: int, limits: dict
+) -> Iterator[dict]:
     """Cost of one more token at each length, with and without the cache."""
     for length in (n for n in contexts if n + 8 <= match.context):
         prompt = torch.randint(match.vocab_size, (length,)).tolist()
-        cached = match.turns(1, "decode", prompt, 8, True)
-        found = {name: [1000 * s for s in steps[0][1:]] for name, steps in cached.items()}
-        plain = {"minillm": [1000 * s for s in match.ours("decode", prompt, 3, False)]}
-        seconds = statistics.median(found["minillm"]) / 1000
-        share = match.ours("decode_bytes", length) / seconds / limits["read"]
-        yield compare(f"a token at {length}, cached", dtype, "ms", found, share, less=True)
+        cached = match.turns(repeats, "decode", prompt, 8, True)
+        found = {name: [1000 * s for steps in turns for s in steps[1:]]
+                 for name, turns in cached.items()}  # fmt: skip
+        plain = {name: [1000 * s for s in turns[0]]
+                 for name, turns in match.turns(1, "decode", prompt, 3, False).items()}  # fmt: skip
+        n_bytes = match.ours("decode_bytes", length)
+        of_limit = 1000 * n_bytes / statistics.median(found["minillm"]) / limits["read"]
+        yield compare(f"a token at {length}, cached", dtype, "ms", found, of_limit, less=True)
         rate = match.ours("prefill_flops", length) / limits["matmul"]
-        share = 1000 * rate / statistics.median(plain["minillm"])
-        yield compare(f"a token at {length}, no cache", dtype, "ms", plain, share, less=True)
+        of_limit = 1000 * rate / statistics.median(plain["minillm"])
+        yield compare(f"a token at {length}, no cache", dtype, "ms", plain, of_limit, less=True)
 
 
 def measure_training(
     match: Match, dtype: str, what: str, steps: list[list[Row]], repeats: int, limits: dict
-):
+) -> Iterator[dict]:
     """Tokens per second of optimizer steps, and the peak memory of a process that takes them."""
     match.all("prepare_training")
+    match.agree("loss", steps[0])
     match.all("reset_peak")
-    match.all("train_step", steps[0])  # does not count
-    speeds = {name: [] for name in match.workers}
-    for turn in range(repeats):
-        rows = steps[turn % len(steps)]
+    for rows in steps if len(steps) > 1 else steps * 2:  # does not count: kernels are made here
+        match.all("train_step", rows)
+    turns = [steps[turn % len(steps)] for turn in range(max(repeats, len(steps)))]
+    speeds, flops = {name: [] for name in match.workers}, []
+    for rows in turns:
         n_tokens = sum(len(row.tokens) - 1 for row in rows)
+        flops.append(match.ours("training_flops", rows) / n_tokens)
         for name, seconds in match.all("train_step", rows).items():
             speeds[name].append(n_tokens / seconds)
     peaks = {name: [peak] for name, peak in match.all("peak").items()}
-    flops = match.ours("training_flops", steps[0]) / sum(len(r.tokens) - 1 for r in steps[0])
-    share = statistics.median(speeds["minillm"]) * flops / limits["matmul"]
-    yield compare(f"LoRA step, {what}", dtype, "tokens/s", speeds, share)
+    rates = [speed * per_token for speed, per_token in zip(speeds["minillm"], flops, strict=True)]
+    of_limit = statistics.median(rates) / limits["matmul"]
+    yield compare(f"LoRA step, {what}", dtype, "tokens/s", speeds, of_limit)
     yield compare(f"peak memory, {what}", dtype, "MiB", peaks, None, less=True)
 
 
@@ -203,7 +218,9 @@ def main(argv=None) -> list[dict]:
         if name not in known:
             raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}")
     limits, rows = {}, []
-    with tempfile.TemporaryDirectory(dir=".") as temporary:
+    torch.manual_seed(args.seed)
+    Path(args.out_dir).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out_dir) as temporary:
         weights = Path(temporary)
         if args.checkpoint:
             weights = find_checkpoint(args.checkpoint)
@@ -223,7 +240,7 @@ def main(argv=None) -> list[dict]:
                     if "decode" in args.parts:
                         rows += measure_decode(match, dtype, args.decode, args.repeats, limit)
                     if "context" in args.parts:
-                        rows += measure_contexts(match, dtype, args.contexts, limit)
+                        rows += measure_contexts(match, dtype, args.contexts, 2, limit)
             for masked in (args.masked if "train" in args.parts else []):
                 with Match(replace(setup, compile=False)) as match:
                     steps = training_rows(

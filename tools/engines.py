@@ -1,9 +1,9 @@
 """The two sides of tools/benchmark.py, each in a process of its own: what is timed, and how.
 
-Both answer the same three calls. An engine is never told what the other one does, and while one
-works the other waits.
+Both answer the same calls, on the same folder of weights. While one works the other waits.
 """
 
+import contextlib
 import importlib.util
 import multiprocessing
 import os
@@ -26,7 +26,7 @@ from minillm.linear import compile_single_rows
 from minillm.losses import IGNORED, token_loss
 from minillm.memory import peak_mib, reset_peak
 from minillm.precision import choose_precision
-from minillm.training import TrainSettings, train
+from minillm.training import TrainSettings, evaluate, train
 from tools.models import family_of
 
 
@@ -83,6 +83,9 @@ class Ours:
             rank=s.rank, alpha=s.alpha, lora_dropout=s.lora_dropout, targets=s.targets
         )
         self.model, _ = adapt(self.model, self.tokenizer, "lora", options)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        # AdamW's moments: train() makes them anew in every call, here they stay as in a long run
+        self.moments = [torch.ones_like(p) for p in trained for _ in range(2)]
 
     def train_step(self, rows: Sequence[Row]) -> float:
         """Seconds of one optimizer step over the rows, one row a forward."""
@@ -90,7 +93,14 @@ class Ours:
         settings = TrainSettings(accumulation_steps=len(rows))
         began = time.perf_counter()
         train(self.model, token_loss, batches, None, settings, self.precision)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return time.perf_counter() - began
+
+    def loss(self, rows: Sequence[Row]) -> float:
+        """Mean over the labels, dropout off."""
+        batches = Batches(rows, 1, 0, seed=None, context=self.model.config.max_seq_len)
+        return evaluate(self.model, token_loss, batches, self.precision)
 
     def facts(self) -> tuple[int, int]:
         """Vocabulary and context of the model."""
@@ -110,12 +120,16 @@ class Ours:
     def training_flops(self, rows: Sequence[Row]) -> float:
         """Of one optimizer step over the rows."""
         n_tokens = sum(len(row.tokens) - 1 for row in rows)
-        labelled = sum(int((row.labels[1:] != IGNORED).sum()) for row in rows)
-        return training_flops(self.model, n_tokens, labelled, len(rows))
+        return training_flops(self.model, n_tokens, count_labels(rows), len(rows))
 
     def _head(self) -> nn.Module:
         model = self.model
         return model.embedding if model.config.tied_head else model.get_submodule(model.HEAD)
+
+
+def count_labels(rows: Sequence[Row]) -> int:
+    """Tokens that are predicted."""
+    return sum(int((row.labels[1:] != IGNORED).sum()) for row in rows)
 
 
 def _nbytes(module: nn.Module) -> int:
@@ -126,6 +140,7 @@ class Worker:
     """An engine in a process of its own: `ask` runs one of its methods there and waits."""
 
     def __init__(self, engine: str, setup: Setup):
+        self.engine = engine
         context = multiprocessing.get_context("spawn")
         self.here, there = context.Pipe()
         self.process = context.Process(target=_work, args=(there, engine, setup), daemon=True)
@@ -134,37 +149,39 @@ class Worker:
 
     def ask(self, method: str, *arguments):
         """What the engine's method returns. Errors: UserError with the other side's own line."""
-        self.here.send((method, arguments))
         try:
+            self.here.send((method, arguments))
             error, answer = self.here.recv()
-        except EOFError:
-            raise UserError("a benchmark's process was killed, likely for memory; lower the "
-                            "sizes") from None  # fmt: skip
+        except (EOFError, OSError):
+            self.process.join(5)
+            how = self.process.exitcode
+            raise UserError(f"benchmark: the process of {self.engine} ended ({how}) in {method}; "
+                            "-9 is lack of memory: lower the sizes") from None  # fmt: skip
         if error:
-            raise UserError(f"benchmark: {error}")
+            raise UserError(f"benchmark: {self.engine}, {method}: {error}")
         return answer
 
     def close(self) -> None:
         """Ends the process and gives its memory back."""
-        self.here.send(None)
+        with contextlib.suppress(OSError):
+            self.here.send(None)
         self.process.join()
 
 
 def _work(pipe, engine: str, setup: Setup) -> None:
-    """Answers calls until told to stop. `peak` is MiB since the engine was loaded, without Python
-    and the libraries."""
-    kind = Ours
-    if engine != "minillm":
-        from tools.peers import Peers as kind
-    device = torch.device(setup.device)
-    if device.type == "cuda":
-        torch.zeros(1, device=device)
+    """Answers calls until told to stop. Memory counts from after the imports of both sides'
+    libraries, the optimizer's among them."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - its bars and warnings
-    running, baseline = None, reset_peak(device)
+    running = None
     while (call := pipe.recv()) is not None:
         method, arguments = call
         try:
             if method == "load":
+                kind, device = Ours, torch.device(setup.device)
+                if engine != "minillm":
+                    from tools.peers import Peers as kind
+                torch.optim.AdamW([torch.zeros(1, device=device, requires_grad=True)])
+                baseline = reset_peak(device)
                 running, answer = kind(setup), None
             elif method == "reset_peak":
                 answer = reset_peak(device) - baseline
@@ -174,8 +191,8 @@ def _work(pipe, engine: str, setup: Setup) -> None:
                 answer = getattr(running, method)(*arguments)
             pipe.send((None, answer))
         except Exception as error:
-            traceback.print_exc()
-            pipe.send((f"{type(error).__name__}: {error}", None))
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            pipe.send((f"{type(error).__name__}: {error} ({where.name})", None))
 
 
 def installed() -> list[str]:
@@ -188,19 +205,28 @@ class Match:
     """The engines on one setup, taking turns."""
 
     def __init__(self, setup: Setup):
+        self.dtype, self.compile = setup.dtype, setup.compile
         self.workers = {name: Worker(name, setup) for name in installed()}
 
     def __enter__(self) -> "Match":
-        self.all("load")
-        self.vocab_size, self.context = self.ours("facts")
-        tokens = torch.randint(self.vocab_size, (24,)).tolist()
-        ours, *others = self.all("logits", tokens).values()
-        for theirs in others:
-            error = (ours - theirs).abs().max() / theirs.abs().max()
-            if error > 0.1:  # 16 bits round differently; another model is off by far more
-                raise UserError(f"benchmark: the engines' logits differ by {error:.0%}; not the "
-                                "same model, so nothing to compare")  # fmt: skip
+        try:
+            self.all("load")
+            self.vocab_size, self.context = self.ours("facts")
+            tokens = torch.randint(self.vocab_size, (24,)).tolist()
+            self.agree("logits", tokens)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
+
+    def agree(self, method: str, *arguments) -> None:
+        """Errors: UserError unless all engines answer the same, but for rounding."""
+        ours, *others = (torch.as_tensor(x) for x in self.all(method, *arguments).values())
+        for theirs in others:
+            error = float((ours - theirs).abs().max() / theirs.abs().max())
+            if error > (1e-3 if self.dtype == "fp32" else 0.05):
+                raise UserError(f"benchmark: the engines' {method} differ by {error:.1%}; they do "
+                                "not do the same, so there is nothing to compare")  # fmt: skip
 
     def __exit__(self, *_) -> None:
         for worker in self.workers.values():

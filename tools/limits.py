@@ -26,7 +26,11 @@ def machine_limits(device: torch.device, dtype: str) -> dict[str, float]:
     with torch.no_grad():
         seconds = min(median_seconds(lambda: a @ a, device),
                       median_seconds(lambda: linear(a, a), device))  # fmt: skip
-    return {"matmul": 2 * n**3 / seconds, "read": big.nbytes / median_seconds(big.sum, device)}
+    limits = {"matmul": 2 * n**3 / seconds, "read": big.nbytes / median_seconds(big.sum, device)}
+    if device.type == "cuda":
+        del a, big
+        torch.cuda.empty_cache()  # the engines need the room
+    return limits
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 9) -> float:

@@ -107,7 +107,7 @@ def total_text(result: dict | None) -> str:
         return ""
     if "memory" in result:
         return f"{result['memory']['measured']['total']:,.1f}"
-    fits = result.get("fits", False)
+    fits = result["fits"] and "failed" not in result
     return f"{'' if fits else 'x '}{result['predicted']['total']:,.0f} p"
 
 

@@ -4,13 +4,18 @@ same plain loop. The only file outside the tests that imports them."""
 import time
 from collections.abc import Sequence
 
+import peft
 import torch
+import torch.nn.functional as F
 import transformers
+import transformers.models.gpt2.modeling_gpt2
+import transformers.models.llama.modeling_llama  # now, not when memory is measured
 from torch import nn
 
 from minillm.data.batches import Row
+from minillm.losses import IGNORED
 from minillm.precision import choose_precision
-from tools.engines import Setup
+from tools.engines import Setup, count_labels
 
 PEFT_NAMES = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj",
               "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # fmt: skip
@@ -40,9 +45,13 @@ class Peers:
         self.precision = choose_precision(setup.dtype, self.device)
         config = transformers.AutoConfig.from_pretrained(setup.folder)
         config.num_hidden_layers = setup.layers or config.num_hidden_layers
+        for name in ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout"):
+            if hasattr(config, name):
+                setattr(config, name, 0.0)  # as in minillm: the same work and the same loss
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
             setup.folder, config=config, dtype=self.precision.dtype
         ).to(self.device).eval()  # fmt: skip
+        self.model.generation_config.eos_token_id = None  # every answer has the same length
         self.optimizer = None
 
     def logits(self, tokens: list[int]) -> torch.Tensor:
@@ -56,14 +65,12 @@ class Peers:
         ids, clock = torch.tensor([prompt], device=self.device), Clock()
         self.model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=n_new,
-            min_new_tokens=n_new, use_cache=use_cache, streamer=clock, pad_token_id=0,
+            use_cache=use_cache, streamer=clock, pad_token_id=0,
         )  # fmt: skip
         return [b - a for a, b in zip(clock.marks, clock.marks[1:], strict=False)]
 
     def prepare_training(self) -> None:
         """LoRA by PEFT, its own factors in fp32; fused AdamW."""
-        import peft
-
         s = self.setup
         config = peft.LoraConfig(
             r=s.rank, lora_alpha=s.alpha, lora_dropout=s.lora_dropout, task_type="CAUSAL_LM",
@@ -77,17 +84,35 @@ class Peers:
 
     def train_step(self, rows: Sequence[Row]) -> float:
         """Seconds of one optimizer step over the rows, one row a forward: autocast where the
-        weights are in 16 bits, loss over the accumulation steps, clip, step."""
+        weights are in 16 bits, backward, clip, step. Rows are cut, padded and weighed as
+        minillm's are."""
         trained = self.optimizer.param_groups[0]["params"]
         began = time.perf_counter()
-        for tokens, labels in rows:
-            tokens, labels = tokens[None].to(self.device), labels[None].to(self.device)
-            with self.precision.autocast():
-                loss = self.model(input_ids=tokens, labels=labels).loss / len(rows)
-            loss.backward()
+        count = count_labels(rows)
+        for row in rows:
+            self._loss(row, count).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - began
+
+    @torch.no_grad()
+    def loss(self, rows: Sequence[Row]) -> float:
+        """Mean over the labels, dropout off."""
+        self.model.eval()
+        total = sum(float(self._loss(row, count_labels(rows))) for row in rows)
+        self.model.train()
+        return total
+
+    def _loss(self, row: Row, count: int) -> torch.Tensor:
+        fed = len(row.tokens) - 1
+        filler = -fed % 16
+        tokens = F.pad(row.tokens[:-1], (0, filler))[None].to(self.device)  # (1, T)
+        labels = F.pad(row.labels[1:], (0, filler), value=IGNORED)[None].to(self.device)
+        with self.precision.autocast():
+            return self.model(
+                input_ids=tokens, labels=labels, shift_labels=labels, num_items_in_batch=count,
+                use_cache=False,
+            ).loss  # fmt: skip
