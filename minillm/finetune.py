@@ -134,10 +134,11 @@ def account(
     accumulation_steps: int, peak: float,
 ) -> dict:  # fmt: skip
     """Where the memory of training went, in MiB: predicted and measured by category, for the
-    longest rows a step can hold, and `peak`, the process's own (without Python's libraries)."""
+    largest micro-batch of an epoch, and `peak`, the process's own (beyond Python's libraries).
+    The KV cache is that of a generation with as many columns; no part of training's total."""
     from minillm.footprint import measure_footprint, predict_footprint  # 0.7 s: not before the loop
 
-    batch, n, reserved = batches.longest(), accumulation_steps, reserved_mib(precision.device)
+    batch, n, reserved = batches.largest(), accumulation_steps, reserved_mib(precision.device)
     predicted = predict_footprint(model, batch, precision, n)
     measured = measure_footprint(model, batch, precision, n)
     states = [t for state in optimizer.state.values() for t in state.values()]
@@ -147,6 +148,7 @@ def account(
         "predicted": {name: n / MIB for name, n in predicted.rows().items()},
         "measured": {name: n / MIB for name, n in measured.rows().items()},
         "activations of": {name: n / MIB for name, n in measured.by_place.items()},
+        "KV cache": [predicted.cache / MIB, measured.cache / MIB],
     }  # fmt: skip
 
 
@@ -158,9 +160,11 @@ def show_memory(memory: dict) -> None:
     print(f"  {'peak of the process':<24}{'':12}{memory['peak']:12.1f}")
     if memory["reserved"] is not None:
         print(f"  {'reserved on the GPU':<24}{'':12}{memory['reserved']:12.1f}")
-    blocks = [mib for name, mib in memory["activations of"].items() if name.startswith("block")]
-    if blocks:
-        print(f"  activations of a block: {min(blocks):.2f} to {max(blocks):.2f}")
+    predicted, measured = memory["KV cache"]
+    print(f"  {'KV cache of ' + str(memory['columns']) + ' columns':<24}{predicted:12.1f}"
+          f"{measured:12.1f}")  # fmt: skip
+    blocks = [f"{mib:.1f}" for name, mib in memory["activations of"].items() if "block" in name]
+    print(f"  activations of the blocks: {', '.join(blocks)}")
 
 
 def conclude(

@@ -10,6 +10,7 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from minillm.errors import UserError
 
@@ -56,6 +57,7 @@ class _OneDNN(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)  # (N, out)
@@ -73,8 +75,10 @@ def compile_single_rows(model: nn.Module) -> None:
     they then read the weights at nearly the memory's own speed. For a CPU, where nothing needs a
     gradient; all other products stay as they are.
 
-    Takes seconds, fewer the next time. Errors: UserError without a C++ compiler.
+    Takes seconds, fewer the next time. Errors: UserError without a C++ compiler, or on a GPU.
     """
+    if next(model.parameters()).device.type != "cpu":
+        raise UserError("--compile: compiles a CPU's products of one row; leave it out on a GPU")
     for module in model.modules():
         if hasattr(module, "product"):
             module.product = single_row

@@ -7,6 +7,7 @@ Sums, not means: the loop divides by the count of the whole optimizer step, so t
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # label of a position without supervision, PyTorch's own default
 
@@ -60,6 +61,7 @@ class _CrossEntropy(torch.autograd.Function):
         return torch.cat(losses)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         logits, targets = ctx.saved_tensors
         for part, target, g in zip(*_slices(logits, targets, grad), strict=True):

@@ -43,10 +43,21 @@ def reserved_mib(device: torch.device) -> float | None:
 
 
 def free_mib(device: torch.device) -> float:
-    """Memory that may still be taken: of the GPU, or of the machine (0 where that is not known)."""
+    """Memory that may still be taken: of the GPU, or of the machine or what of it a container may
+    use (0 where that is not known)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / MIB
-    return _proc("/proc/meminfo", "MemAvailable")
+    free = _proc("/proc/meminfo", "MemAvailable")
+    limit, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    return min(free, max(0.0, (limit - used) / MIB)) if limit and used else free
+
+
+def _number(path: str) -> int:
+    """The number in a file of Linux's, 0 where there is none."""
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _proc(path: str, field: str) -> float:

@@ -132,7 +132,9 @@ def plot_memory(
         left = [0.0] * len(bars)
         names = [name for name in next(iter(bars.values()), {}) if name != "total"]
         for name in names:
-            widths = [max(0.0, found[name]) for found in bars.values()]
+            widths = [found[name] for found in bars.values()]
+            if name == "work":  # of which less may be there than the others sum up to
+                widths = [max(0.0, w) for w in widths]
             row[0].barh(range(len(bars)), widths, left=left, label=name)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         row[0].set_xlabel("MiB at the peak")

@@ -150,7 +150,8 @@ def assign_weights(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> None:
-    """Streams tensors into a model built on the meta device, one at a time, cast to `dtype`.
+    """Streams tensors into a model built on the meta device, one at a time, cast to `dtype`; where
+    `device` is meta, none is read.
 
     Memory: the model alone, as numbers go from file to place. Errors: UserError naming every
     missing, unexpected and misshapen name before anything is loaded, and the file of a tensor
@@ -161,7 +162,8 @@ def assign_weights(
     check_names(shapes, {name: lazy.shape for name, lazy in tensors.items()}, where)
     for name, parameter in expected.items():
         value = torch.empty(parameter.shape, dtype=dtype, device=device)
-        tensors[name].write_to(value)
+        if not value.is_meta:
+            tensors[name].write_to(value)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 

@@ -71,7 +71,7 @@ def test_predicted_memory_is_the_gpus_own_peak(name, checkpointing):
     mark_only_lora_as_trainable(model).gradient_checkpointing = checkpointing
     rows = [Row(t, t) for t in torch.randint(0, 2048, (8, 513))]
     batches, precision = Batches(rows, 4, 0), choose_precision(name, device)
-    predicted = predict_footprint(model, batches.longest(), precision, 2).total
+    predicted = predict_footprint(model, batches.largest(), precision, 2).total
     torch.cuda.reset_peak_memory_stats()
     train(model, token_loss, batches, None, TrainSettings(accumulation_steps=2), precision)
     peak = torch.cuda.max_memory_allocated() - before

@@ -37,7 +37,7 @@ from minillm.plots import plot_decode
 from minillm.precision import DTYPES, choose_device, has_native_bf16
 from tools.cells import write_report
 from tools.engines import Match, Setup
-from tools.limits import describe_machine, machine_limits, startup_seconds
+from tools.limits import describe_machine, product_rate, read_rate, startup_seconds
 from tools.models import family_of, family_of_preset
 
 PARTS = ("decode", "context", "train", "startup")
@@ -124,7 +124,11 @@ def measure_decode(
     """Time to the first token, and tokens per second of a whole answer."""
     n_prompt, n_new = sizes
     prompt = torch.randint(match.vocab_size, (n_prompt,)).tolist()
-    turns = match.turns(repeats, "decode", prompt, n_new, True)
+    reads = []  # beside every turn: on a shared machine this changes from second to second
+    turns = match.turns(
+        repeats, "decode", prompt, n_new, True, after=lambda: reads.append(read_rate(match.device))
+    )
+    limits["read"] = statistics.median(reads)
     speeds = {name: [n_new / sum(steps) for steps in found] for name, found in turns.items()}
     first = {name: [1000 * steps[0] for steps in found] for name, found in turns.items()}
     n_bytes = match.ours("decode_bytes", n_prompt + n_new // 2)
@@ -230,7 +234,8 @@ def main(argv=None) -> list[dict]:
             random_weights(args.init or "gpt2", args.layers, args.seed, dtype, weights)
         family = family_of(weights)
         for dtype in dtypes:
-            limit = limits[dtype] = machine_limits(device, dtype)
+            limit = {"matmul": product_rate(device, dtype), "read": read_rate(device)}
+            limits[dtype] = limit
             setup = Setup(
                 weights, args.layers, dtype, str(device), TARGETS[family.name],
                 gradient_checkpointing=args.gradient_checkpointing, compile=args.compile,

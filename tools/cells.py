@@ -12,6 +12,10 @@ from minillm.errors import NumericError, UserError
 from minillm.files import read_json, write_json
 
 
+class OutOfMemory(UserError):
+    """A run that needed more memory than there is."""
+
+
 def open_experiment(folder: str | Path, settings: dict) -> Path:
     """The experiment's folder, new or begun with the same settings. Errors: UserError if it holds
     one with others."""
@@ -41,8 +45,8 @@ def split_flags(text: str, where: str) -> list[str]:
 
 def run_script(script: Path, folder: Path, flags: list[str]) -> None:
     """Runs a training script with `folder` as its run, continuing what is there, unless it ended;
-    what it prints goes to FOLDER.log. Errors: UserError with the script's own line, NumericError
-    if its numbers broke down."""
+    what it prints goes to FOLDER.log. Errors: UserError with the script's own line, OutOfMemory for
+    lack of that, NumericError if its numbers broke down."""
     if (folder / "summary.json").exists():
         return
     if (folder / "metrics.jsonl").exists():
@@ -50,10 +54,13 @@ def run_script(script: Path, folder: Path, flags: list[str]) -> None:
     command = [sys.executable, str(script), "--out-dir", str(folder), *flags]
     with folder.with_name(f"{folder.name}.log").open("w") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.PIPE, text=True)
+    if done.returncode in (-9, 137):
+        raise OutOfMemory(f"{folder}: the system ended the run, as it does for lack of memory")
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
         reason = lines[-1].removeprefix("error: ") if lines else done.stderr[-300:]
         kind = NumericError if done.returncode == 3 else UserError
+        kind = OutOfMemory if "out of memory" in reason else kind
         raise kind(f"{folder}: the run failed: {reason}")
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,6 +206,7 @@ class Match:
 
     def __init__(self, setup: Setup):
         self.dtype, self.compile = setup.dtype, setup.compile
+        self.device = torch.device(setup.device)
         self.workers = {name: Worker(name, setup) for name in installed()}
 
     def __enter__(self) -> "Match":
@@ -240,7 +241,14 @@ class Match:
         """One answer of each, one after the other."""
         return {name: worker.ask(method, *arguments) for name, worker in self.workers.items()}
 
-    def turns(self, repeats: int, method: str, *arguments) -> dict[str, list]:
-        """A B A B: each one's answers, after a turn that does not count."""
-        answers = [self.all(method, *arguments) for _ in range(repeats + 1)][1:]
-        return {name: [answer[name] for answer in answers] for name in self.workers}
+    def turns(
+        self, repeats: int, method: str, *arguments, after: Callable[[], object] | None = None
+    ) -> dict[str, list]:
+        """A B A B: each one's answers, after a turn that does not count. `after` is called at the
+        end of every turn."""
+        answers = []
+        for _ in range(repeats + 1):
+            answers.append(self.all(method, *arguments))
+            if after is not None:
+                after()
+        return {name: [answer[name] for answer in answers[1:]] for name in self.workers}

@@ -17,20 +17,24 @@ from minillm.linear import linear
 from minillm.precision import DTYPES
 
 
-def machine_limits(device: torch.device, dtype: str) -> dict[str, float]:
-    """`matmul`: operations per second of a large product by the faster of PyTorch's libraries;
-    `read`: bytes per second of summing what no cache holds."""
+def product_rate(device: torch.device, dtype: str) -> float:
+    """Operations per second of a large matrix product by the faster of PyTorch's libraries."""
     n = 8192 if device.type == "cuda" else 2048
     a = torch.randn(n, n, device=device).to(DTYPES[dtype])
-    big = torch.ones(2**30 if device.type == "cuda" else 2**27, device=device)
     with torch.no_grad():
         seconds = min(median_seconds(lambda: a @ a, device),
                       median_seconds(lambda: linear(a, a), device))  # fmt: skip
-    limits = {"matmul": 2 * n**3 / seconds, "read": big.nbytes / median_seconds(big.sum, device)}
+    return 2 * n**3 / seconds
+
+
+def read_rate(device: torch.device) -> float:
+    """Bytes per second of summing what no cache holds."""
+    big = torch.ones(2**30 if device.type == "cuda" else 2**27, device=device)
+    rate = big.nbytes / median_seconds(big.sum, device)
+    del big
     if device.type == "cuda":
-        del a, big
         torch.cuda.empty_cache()  # the engines need the room
-    return limits
+    return rate
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 9) -> float:

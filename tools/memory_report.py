@@ -14,7 +14,7 @@ FEATURES = {"accumulation": "Grad. accumulation", "checkpointing": "Grad. checkp
 QUANTITIES = {
     "parameters": ("frozen weights", "trainable weights", "16-bit copies of weights"),
     "activations": ("activations", "logits"), "gradients": ("gradients",),
-    "optimizer state": ("optimizer state",), "peak": ("total",),
+    "optimizer state": ("optimizer state",), "peak, tensors": ("total",),
 }  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def by_category(result: dict) -> dict[str, float] | None:
 
 def summarize(folder: Path, results: dict, settings: dict, device: str) -> None:
     """Writes and prints the report."""
-    titles = {cell: title(cell, settings["mixed"]) for cell in results}
+    titles = {cell: title(cell, settings["mixed"], settings["rows"]) for cell in results}
     rows = [line(titles[cell], result) for cell, result in results.items()]
     shown = {cell: by_category(result) for cell, result in results.items()}
     bars = {titles[cell]: found for cell, found in shown.items() if found}
@@ -47,11 +47,11 @@ def summarize(folder: Path, results: dict, settings: dict, device: str) -> None:
     print((folder / "report.md").read_text())
 
 
-def title(cell, mixed: str) -> str:
-    """GA, bf16 over fp32, LoRA, checkpointed."""
+def title(cell, mixed: str, rows: int) -> str:
+    """1 x 8, bf16 over fp32, LoRA, checkpointed."""
     how = f"{mixed}, base in {mixed}" if cell.stored else f"{mixed} over fp32"
-    words = ["1 x 8" if cell.accumulation else "8 x 1", how if cell.mixed else "fp32",
-             "LoRA" if cell.lora else "full"]  # fmt: skip
+    size = f"1 x {rows}" if cell.accumulation else f"{rows} x 1"
+    words = [size, how if cell.mixed else "fp32", "LoRA" if cell.lora else "full"]
     return ", ".join([*words, *(["checkpointed"] if cell.checkpointing else [])])
 
 
@@ -182,8 +182,8 @@ def mixed_lines(found: dict) -> list[str]:
     checkpointed = find(found, on, checkpointing=True)
     if checkpointed and found[checkpointed]:
         rest = found[checkpointed]["16-bit copies of weights"]
-        lines.append(f"Checkpointing removes most of those copies, {copies:,.1f} to {rest:,.1f} "
-                     "MiB: a block's are made again in backward and dropped with it.")  # fmt: skip
+        lines.append(f"With checkpointing those copies come to {rest:,.1f} MiB: a block's are made "
+                     "again in backward and dropped with it.")  # fmt: skip
     stored = find(found, on, stored=True)
     if stored and found[stored]:
         c = found[stored]
@@ -215,9 +215,9 @@ def lora_lines(found: dict) -> list[str]:
     a, b = found[off], found[on]
     before, after = (side["gradients"] + side["optimizer state"] for side in (a, b))
     return [f"LoRA saves gradients and optimizer state, {before:,.1f} to {after:,.1f} MiB. "
-            f"Activations change little ({a['activations']:,.1f} to {b['activations']:,.1f} MiB): "
-            "a frozen layer need not keep its input, but everything down to the first adapted "
-            "layer is kept."]  # fmt: skip
+            f"Activations go from {a['activations']:,.1f} to {b['activations']:,.1f} MiB: a frozen "
+            "layer need not keep its input, but all else down to the first adapted layer is "
+            "kept."]  # fmt: skip
 
 
 def agreement(results: dict) -> list[str]:
@@ -232,7 +232,8 @@ def agreement(results: dict) -> list[str]:
         apart = max((abs(a - b) for one, other in itertools.combinations(losses, 2)
                      for a, b in zip(one, other, strict=True)), default=0.0)  # fmt: skip
         kind = ("16 bits" if mixed else "fp32") + (", base in 16 bits" if stored else "")
+        verdict = "they agree" if apart < (0.1 if mixed else 1e-3) else "THEY DO NOT AGREE"
         lines.append(f"Losses of the {len(losses)} cells in {kind}, "
                      f"{'LoRA' if lora else 'full'}: at most {apart:.1e} apart at any "
-                     "step.")  # fmt: skip
+                     f"step; {verdict}.")  # fmt: skip
     return lines

@@ -155,10 +155,18 @@ class Batches:
         micro = [[self.rows[i] for i in span[cut : cut + self.batch_size]] for cut in cuts]
         return [collate(rows, self.pad_id, self.context) for rows in micro]
 
-    def longest(self) -> Batch:
-        """The longest rows in one micro-batch: what any epoch can hold at most."""
-        rows = sorted(self.rows, key=lambda row: len(row.tokens))[-self.batch_size :]
-        return collate(rows, self.pad_id, self.context)
+    def largest(self) -> Batch:
+        """The micro-batch of the first epoch that holds the most, paddings included; among equals
+        the one with the most labels."""
+        order = self.order(0)
+        cuts = range(0, len(order), self.batch_size)
+
+        def size(rows: list[Row]) -> tuple[int, int]:
+            labels = sum(int((row.labels != IGNORED).sum()) for row in rows)
+            return len(rows) * max(len(row.tokens) for row in rows), labels
+
+        groups = ([self.rows[i] for i in order[cut : cut + self.batch_size]] for cut in cuts)
+        return collate(max(groups, key=size), self.pad_id, self.context)
 
     def __iter__(self):
         """All micro-batches of epoch 0."""

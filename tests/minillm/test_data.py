@@ -185,3 +185,11 @@ def test_what_the_model_is_fed_is_a_multiple_of_16(length, columns):
     row = Row(torch.arange(length), torch.arange(length))
     assert collate([row], 0).tokens.shape == (1, columns)
     assert collate([row], 0, context=20).tokens.shape == (1, min(columns, 21))
+
+
+def test_the_largest_micro_batch_is_one_of_the_first_epochs():
+    batches = Batches(rows_of(11), 3, 0, seed=3)
+    largest = batches.largest()
+    sizes = [batch.tokens.numel() for batch in batches]
+    assert largest.tokens.numel() == max(sizes)
+    assert any(torch.equal(largest.tokens, batch.tokens) for batch in batches)

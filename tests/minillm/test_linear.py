@@ -52,6 +52,18 @@ def test_autocast_still_computes_in_16_bits():
         assert layer(x).dtype == torch.bfloat16
 
 
+def test_a_second_derivative_is_refused_not_wrong():
+    x, weight = torch.randn(3, 20, requires_grad=True), torch.randn(33, 20, requires_grad=True)
+    (slope,) = torch.autograd.grad(linear(x, weight).pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(RuntimeError):
+        linear(torch.randn(3, 20), torch.randn(33, 21))
+
+
 def test_a_frozen_layer_keeps_no_input_for_backward():
     layer, kept = Linear(64, 32).requires_grad_(False), []
     x = torch.randn(7, 64, requires_grad=True)

@@ -9,7 +9,7 @@ from minillm.data.batches import Row
 from minillm.errors import UserError
 from minillm.losses import IGNORED
 from tools import benchmark
-from tools.engines import Match, Setup
+from tools.engines import Match, Setup, Worker
 from tools.models import family_of_preset
 
 
@@ -47,8 +47,17 @@ def test_an_unknown_size_is_named():
 
 
 def test_an_engine_that_fails_says_why(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         Match(Setup(tmp_path / "nothing", None, "fp32", "cpu", ("c_attn",))).__enter__()
+
+
+def test_a_process_that_dies_is_told(tmp_path):
+    with pytest.raises(UserError, match="ended"):
+        worker = Worker("minillm", Setup(tmp_path, None, "fp32", "cpu", ("c_attn",)))
+        worker.process.terminate()
+        worker.process.join()
+        worker.ask("facts")
+    worker.close()
 
 
 @pytest.mark.slow
