@@ -36,8 +36,9 @@ from minillm.losses import IGNORED
 from minillm.plots import plot_decode
 from minillm.precision import DTYPES, choose_device, has_native_bf16
 from tools.cells import write_report
-from tools.engines import Match, Setup
+from tools.engines import Setup
 from tools.limits import describe_machine, product_rate, read_rate, startup_seconds
+from tools.match import Match
 from tools.models import family_of, family_of_preset
 
 PARTS = ("decode", "context", "train", "startup")

@@ -19,17 +19,16 @@ QUANTITIES = {
 
 
 def by_category(result: dict) -> dict[str, float] | None:
-    """MiB as measured, else as predicted; None for a cell that did not fit."""
-    if "memory" in result:
-        return result["memory"]["measured"]
-    return None if "failed" in result or not result["fits"] else result["predicted"]
+    """MiB as measured; None for a cell that was not."""
+    return result["memory"]["measured"] if "memory" in result else None
 
 
 def summarize(folder: Path, results: dict, settings: dict, device: str) -> None:
     """Writes and prints the report."""
     titles = {cell: title(cell, settings["mixed"], settings["rows"]) for cell in results}
     rows = [line(titles[cell], result) for cell, result in results.items()]
-    shown = {cell: by_category(result) for cell, result in results.items()}
+    predict = settings["predict"]
+    shown = {cell: r["predicted"] if predict else by_category(r) for cell, r in results.items()}
     bars = {titles[cell]: found for cell, found in shown.items() if found}
     seconds = {titles[cell]: r["seconds"] for cell, r in results.items() if "seconds" in r}
     plot_memory(bars, seconds, folder / "memory.png")
@@ -62,8 +61,10 @@ def line(name: str, result: dict) -> dict:
         memory = result["memory"]
         found |= {"peak": memory["peak"], **memory["measured"], "seconds": result["seconds"],
                   "last loss": result["losses"][-1]}  # fmt: skip
-    elif "failed" in result or not result["fits"]:
-        found |= {"total": f"x (free: {result['free']:,.0f})"}
+    else:
+        found |= result["predicted"]
+        if "failed" in result or not result["fits"]:
+            found["seconds"] = f"x (free: {result['free']:,.0f})"
     return found
 
 

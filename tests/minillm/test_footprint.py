@@ -40,7 +40,7 @@ def measured(kind: str, precision: str, method: str = "lora", steps: int = 8, **
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", ["lora", "full", "adapters", "prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("method", ["lora", "full", "prefix_tuning"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_predicted_is_measured(kind, precision, method, checkpointing, tokenizer):

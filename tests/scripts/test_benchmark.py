@@ -9,7 +9,8 @@ from minillm.data.batches import Row
 from minillm.errors import UserError
 from minillm.losses import IGNORED
 from tools import benchmark
-from tools.engines import Match, Setup, Worker
+from tools.engines import Setup
+from tools.match import Match, Worker
 from tools.models import family_of_preset
 
 
