@@ -124,7 +124,7 @@ def test_predicting_runs_nothing_and_counts_the_models_own_weights(tmp_path, cap
 
 @pytest.mark.slow
 def test_what_would_not_fit_is_not_run(tmp_path):
-    """Twenty-seven billion parameters, 50 GiB in 16 bits."""
-    flags = ["--init", "llama-2-70b", "--layers", "30", "--tokenizer", str(shared("llama2_tokenizer.model"))]
+    """Seventy billion parameters, on whatever machine this is."""
+    flags = ["--init", "llama-2-70b", "--tokenizer", str(shared("llama2_tokenizer.model"))]
     results = memory_table.main([*flags, "--samples", "8", "--out-dir", str(tmp_path / "m")])
-    assert not any(result["fits"] for cell, result in results.items() if not cell.lora)
+    assert not any(result["fits"] for result in results.values())
