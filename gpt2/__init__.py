@@ -7,7 +7,7 @@ from minillm.family import Family
 
 FAMILY = Family(
     "gpt2", "tiny-gpt2", GPT2Config, GPT2, GPT2Tokenizer, load_gpt2, save_gpt2,
-    GPT2Tokenizer.train,
+    GPT2Tokenizer.train, ("c_attn",),
 )  # fmt: skip
 
 __all__ = ["GPT2", "GPT2Config", "GPT2Tokenizer", "load_gpt2", "save_gpt2"]

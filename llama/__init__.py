@@ -7,7 +7,7 @@ from minillm.family import Family
 
 FAMILY = Family(
     "llama", "tiny-llama", LlamaConfig, Llama, LlamaTokenizer, load_llama, save_llama,
-    LlamaTokenizer.train,
+    LlamaTokenizer.train, ("wq", "wv"),
 )  # fmt: skip
 
 __all__ = ["Llama", "LlamaConfig", "LlamaTokenizer", "load_llama", "save_llama"]

@@ -10,7 +10,8 @@ class Family:
     """The public names of a model's package, under words that are the same for all.
 
     `name` is the model_type of Hugging Face's config.json, `bundled` the checkpoint that comes
-    along, `train_tokenizer(texts, vocab_size)` makes a new tokenizer.
+    along, `train_tokenizer(texts, vocab_size)` makes a new tokenizer, `targets` are the layers that
+    get LoRA unless told otherwise.
     """
 
     name: str
@@ -21,3 +22,4 @@ class Family:
     load: Callable
     save: Callable
     train_tokenizer: Callable
+    targets: tuple[str, ...]

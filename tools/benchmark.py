@@ -42,7 +42,6 @@ from tools.match import Match
 from tools.models import family_of, family_of_preset
 
 PARTS = ("decode", "context", "train", "startup")
-TARGETS = {"llama": ("wq", "wv"), "gpt2": ("c_attn",)}
 
 
 def parse_args(argv=None):
@@ -238,7 +237,7 @@ def main(argv=None) -> list[dict]:
             limit = {"matmul": product_rate(device, dtype), "read": read_rate(device)}
             limits[dtype] = limit
             setup = Setup(
-                weights, args.layers, dtype, str(device), TARGETS[family.name],
+                weights, args.layers, dtype, str(device), family.targets,
                 gradient_checkpointing=args.gradient_checkpointing, compile=args.compile,
             )  # fmt: skip
             if {"decode", "context"} & set(args.parts):

@@ -39,7 +39,6 @@ from tools.memory_report import summarize
 from tools.models import family_of, family_of_preset
 
 SCRIPTS = Path(__file__).parent.parent / "train"
-TARGETS = {"llama": "wq,wv", "gpt2": "c_attn"}
 # what a process needs beyond its tensors, measured: (a share of them, MiB)
 SPARE = {"cuda": (1.1, 256), "cpu": (1.9, 512)}
 
@@ -141,8 +140,7 @@ class Base:
         """MiB by category, without a weight read or a number computed."""
         precision = Precision(mixed if cell.mixed else "fp32", self.device)
         model, tokenizer = self.load(precision.dtype if cell.stored else torch.float32)
-        targets = tuple(TARGETS[self.family.name].split(","))
-        options = MethodOptions(targets=targets, lora_dropout=0.0)
+        options = MethodOptions(targets=self.family.targets, lora_dropout=0.0)
         model, _ = adapt(model, tokenizer, "lora" if cell.lora else "full", options)
         model.gradient_checkpointing = bool(cell.checkpointing)
         size, steps = (1, rows) if cell.accumulation else (rows, 1)
@@ -164,7 +162,7 @@ def measure(base: Base, cell: Cell, rows: int, mixed: str, lr: float, folder: Pa
     `failed` says why where it ran out of memory all the same."""
     script = SCRIPTS / f"finetune_{base.family.name}.py"
     flags = [*base.flags(), *cell.flags(rows, mixed), "--lr", str(lr), "--held-out", "8",
-             "--targets", TARGETS[base.family.name], "--lora-dropout", "0"]  # fmt: skip
+             "--lora-dropout", "0"]  # fmt: skip
     try:
         run_script(script, folder, flags)
     except OutOfMemory as error:

@@ -29,7 +29,7 @@ LR = 2.5e-4  # the course's
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add_flags(parser, targets="c_attn", lr=LR)
+    add_flags(parser, targets=",".join(FAMILY.targets), lr=LR)
     parser.add_argument("--dropout", type=share, default=0.0,
         help="of embeddings, attention weights and both branches of every block")  # fmt: skip
     parser.set_defaults(  # near the course's: its samples, batch, lr and decay

@@ -27,7 +27,7 @@ LR = 1e-5  # the course's
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add_flags(parser, targets="wq,wv", lr=LR)
+    add_flags(parser, targets=",".join(FAMILY.targets), lr=LR)
     return parse(parser, argv, LR)
 
 
