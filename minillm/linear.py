@@ -72,8 +72,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def compile_single_rows(model: nn.Module) -> None:
     """Has the products of a single row, which decoding is made of, compiled for the model's shapes:
-    they then read the weights at nearly the memory's own speed. For a CPU, where nothing needs a
-    gradient; all other products stay as they are.
+    they then read the weights in one pass. For a CPU, where nothing needs a gradient; all other
+    products stay as they are.
 
     Takes seconds, fewer the next time. Errors: UserError without a C++ compiler, or on a GPU.
     """
