@@ -101,7 +101,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | list[int] | None,
         mode: str,
         cache: KVCache | None,
         layer: int,
@@ -157,16 +157,19 @@ class GPT2(nn.Module):
         left_pad: Tensor | None = None,
         prompt: Tensor | None = None,
         logits_at: Tensor | None = None,
+        segments: list[int] | None = None,
     ) -> Tensor:
         """Next-token logits; the same path trains, generates without a cache and with one.
 
         Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
-        (P, D) soft prompt put before the first token; logits_at (B, T) bool. Returns (B, T, V),
-        or (N, V) for the N positions of logits_at. Advances the cache by P + T columns.
-        Errors: UserError when the columns exceed max_seq_len.
+        (P, D) soft prompt put before the first token; logits_at (B, T) bool; segments the lengths
+        of texts that stand side by side in T columns, each with positions and attention of its
+        own. Returns (B, T, V), or (N, V) for the N positions of logits_at. Advances the cache by
+        P + T columns. Errors: UserError when the columns exceed max_seq_len.
         """
         x = self.wte(tokens)  # (B, T, D)
-        x, columns = lay_out(x, prompt, cache, left_pad, self.config.max_seq_len)  # (B, P + T, D)
+        context = self.config.max_seq_len
+        x, columns = lay_out(x, prompt, cache, left_pad, context, segments)  # (B, P + T, D)
         dropout = self.dropout if self.training else 0.0
         x = F.dropout(x + self.wpe(columns.positions), dropout)
         for layer, block in enumerate(self.h):

@@ -16,15 +16,20 @@ from minillm.errors import UserError
 
 
 def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, mode: str, dropout: float = 0.0
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | list[int] | None, mode: str,
+    dropout: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Weighted sum of the values each query may see: softmax(q k^T / sqrt(Dh) + mask) v.
 
     Shapes: q (B, H, T, Dh); k, v (B, K, S, Dh) with K a divisor of H; mask bool, broadcastable to
     (B, H, T, S), True = may look. mask None means plain causal when T == S, and a single query
-    that sees everything when T == 1. `dropout` is the share of weights set to zero (the others
-    grow to match). Returns (B, T, H * Dh), ready for the output projection.
+    that sees everything when T == 1; a list of lengths, plain causal within each of these segments
+    of T = S columns. `dropout` is the share of weights set to zero (the others grow to match).
+    Returns (B, T, H * Dh), ready for the output projection.
     """
+    if isinstance(mask, list):
+        segments = zip(*(x.split(mask, dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([causal_attention(*qkv, None, mode, dropout) for qkv in segments], 1)
     if mode == "sdpa":
         causal = mask is None and q.size(2) > 1
         grouped = q.size(1) != k.size(1)
@@ -46,36 +51,50 @@ def causal_attention(
 
 class Columns(NamedTuple):
     """Where the new columns of a forward stand: their positions (1 or B, P + T), which columns
-    they may see (attention_mask), and how many of them, P, are a soft prompt's."""
+    they may see (attention_mask, or segments that each see themselves), and how many of them, P,
+    are a soft prompt's."""
 
     positions: Tensor
-    mask: Tensor | None
+    mask: Tensor | list[int] | None
     n_prompt: int
 
 
 def lay_out(
     x: Tensor, prompt: Tensor | None, cache: KVCache | None, left_pad: Tensor | None,
-    max_seq_len: int,
+    max_seq_len: int, segments: list[int] | None = None,
 ) -> tuple[Tensor, Columns]:  # fmt: skip
     """Puts the soft prompt before the token embeddings and tells where each column stands.
 
     Shapes: x (B, T, D), prompt (P, D), left_pad (B,) -> x (B, P + T, D) and its Columns.
-    Errors: UserError when cached and new columns together exceed `max_seq_len`.
+    Errors: UserError when cached and new columns together, or a segment, exceed `max_seq_len`; for
+    segments beside a prompt, a cache or left_pad.
     """
+    if segments is not None:
+        if not (prompt is None and cache is None and left_pad is None):
+            raise UserError(
+                "packed samples go with no soft prompt, prefix, cache or left padding; leave out "
+                "--pack"
+            )
+        _check_room(max(segments), max_seq_len)
+        place = torch.cat([torch.arange(n, device=x.device) for n in segments])  # (T,)
+        return x, Columns(place[None], segments, 0)
     if prompt is not None:
         soft = prompt.to(x.dtype).expand(x.size(0), -1, -1)  # (B, P, D)
         x = torch.cat((soft, x), dim=1)  # (B, P + T, D)
     n_prompt = 0 if prompt is None else prompt.size(0)
     start, n_prefix = (0, n_prompt) if cache is None else (cache.length, cache.n_prefix + n_prompt)
     n_new = x.size(1)
-    if start + n_new > max_seq_len:
-        raise UserError(
-            f"{start + n_new} tokens do not fit the model's context of {max_seq_len}; "
-            "shorten the text"
-        )
+    _check_room(start + n_new, max_seq_len)
     place = positions(start, n_new, left_pad, n_prefix, x.device)  # (1 or B, P + T)
     mask = attention_mask(start, n_new, left_pad, n_prefix, x.device)
     return x, Columns(place, mask, n_prompt)
+
+
+def _check_room(n: int, max_seq_len: int) -> None:
+    if n > max_seq_len:
+        raise UserError(
+            f"{n} tokens do not fit the model's context of {max_seq_len}; shorten the text"
+        )
 
 
 def causal_mask(start: int, n_new: int, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 A script runs its main under `with friendly_errors():` (a context manager, so that it adds no
 frame between the script and the softmax). Exit codes: 0 done, 1 our bug, 2 the user's to fix,
-3 numeric failure, 130 interrupted.
+3 numeric failure, 130 interrupted, 143 told to stop (SIGTERM).
 """
 
 import sys
@@ -18,12 +18,20 @@ class NumericError(ArithmeticError):
     """The numbers broke down (NaN or infinite loss, too many skipped steps): exit code 3."""
 
 
+class Interrupted(BaseException):
+    """A signal asked for an end: exit code 128 + its number. `where` tells how to go on."""
+
+    def __init__(self, number: int, where: str):
+        super().__init__(f"interrupted: {where}")
+        self.code = 128 + number
+
+
 @contextmanager
 def friendly_errors():
     """Turns the exceptions of a script's body into one line on stderr and an exit code."""
     try:
         yield
-    except (UserError, NumericError, OSError, MemoryError, KeyboardInterrupt) as error:
+    except (UserError, NumericError, OSError, MemoryError, KeyboardInterrupt, Interrupted) as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
         print(_one_line(error), file=sys.stderr)
@@ -42,8 +50,8 @@ def friendly_errors():
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        return str(error) or "interrupted"
     if isinstance(error, MemoryError):
         return "error: out of memory; lower --batch-size or --max-length, or use a smaller model"
     if isinstance(error, OSError) and error.filename is not None:
@@ -52,6 +60,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _exit_code(error: BaseException) -> int:
+    if isinstance(error, Interrupted):
+        return error.code
     if isinstance(error, KeyboardInterrupt):
         return 130
     return 3 if isinstance(error, NumericError) else 2

@@ -1,9 +1,12 @@
 """Files of text and JSON: read with errors that name file and line, written atomically."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 from minillm.errors import UserError
@@ -47,13 +50,15 @@ def check_readable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path):
+def atomic_file(path: Path, n_bytes: int = 0):
     """Yields a temporary path beside `path`; moves it there, synced, if the body succeeds.
 
     A reader sees the old file or the new one, never half of it; a failure leaves the old one.
+    Errors: UserError where there is no space for it: `n_bytes` is how much will be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
+    check_space(path.parent, n_bytes)
     try:
         yield temporary
         umask = os.umask(0)
@@ -62,8 +67,52 @@ def atomic_file(path: Path):
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except Exception as error:
+        if _is_full(error):
+            raise _no_space(path.parent, n_bytes) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_space(folder: Path, n_bytes: int) -> None:
+    """Errors: UserError if the folder's disk has less than that left."""
+    if n_bytes and shutil.disk_usage(folder).free < n_bytes:
+        raise _no_space(folder, n_bytes)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk or quota is full: torch.save and safetensors do not say so by an errno."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    signs = ("No space left", "File too large", "quota", "PytorchStreamWriter", "unexpected pos")
+    return any(sign in str(error) for sign in signs)
+
+
+def _no_space(folder: Path, n_bytes: int) -> UserError:
+    need = f"need {max(1, n_bytes >> 20)} MB, " if n_bytes else ""
+    free = shutil.disk_usage(folder).free >> 20
+    return UserError(f"{folder}: no space left ({need}free {free} MB); free some and --resume")
+
+
+def lock_folder(folder: Path) -> int:
+    """Holds a folder for this process until it ends, however it ends; returns the open file.
+
+    Errors: UserError naming the process that holds it.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        if holder == str(os.getpid()):
+            return -1  # an earlier use by this very process
+        raise UserError(f"{folder} is in use by pid {holder or 'unknown'}; wait for it, stop it, "
+                        "or name another --out-dir") from None  # fmt: skip
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
 
 
 def _sync(path: Path) -> None:

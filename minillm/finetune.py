@@ -113,7 +113,8 @@ def announce(
           f"{precision.name} products on {precision.device}")  # fmt: skip
     print(f"  method: {method}")
     print(f"   train: {data.train.summary()}\nheld out: {data.held_out.summary()}")
-    print(f"    step: {accumulation_steps} x {batches.batch_size} samples, on average "
+    packed = f", packed into forwards of up to {batches.packed} tokens" if batches.packed else ""
+    print(f"    step: {accumulation_steps} x {batches.batch_size} samples{packed}, on average "
           f"{supervised / steps:.0f} supervised tokens; {steps} steps an epoch")  # fmt: skip
     print(f"  prompt: {data.shown.prompt!r}\nexpected: {data.shown.response!r}", flush=True)
 
@@ -138,7 +139,8 @@ def account(
     The KV cache is that of a generation with as many columns; no part of training's total."""
     from minillm.footprint import measure_footprint, predict_footprint  # 0.7 s: not before the loop
 
-    batch, n, reserved = batches.largest(), accumulation_steps, reserved_mib(precision.device)
+    n, reserved = accumulation_steps, reserved_mib(precision.device)
+    batch = batches.largest(n)
     predicted = predict_footprint(model, batch, precision, n)
     measured = measure_footprint(model, batch, precision, n)
     states = [t for state in optimizer.state.values() for t in state.values()]

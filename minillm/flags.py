@@ -66,6 +66,9 @@ def _add_training_flags(parser: Parser, lr: float) -> None:
     add("--warmup", type=whole, default=0, help="optimizer steps from lr 0 to the peak")
     add("--batch-size", type=positive, default=1, help="samples in one forward")
     add("--accumulation-steps", type=positive, default=8, help="forwards in an optimizer step")
+    add("--pack", type=positive, metavar="TOKENS",
+        help="samples of a step side by side, so many tokens in a forward, each seeing itself "
+        "alone: the same gradient, sooner")  # fmt: skip
     add("--weight-decay", type=amount, default=0.0, help="AdamW's, on matrices")
     add("--grad-clip", type=amount, default=1.0, help="largest gradient norm, 0 for no limit")
     add("--eval-every", type=positive, help="optimizer steps between held-out losses")

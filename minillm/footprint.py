@@ -63,25 +63,29 @@ class Footprint:
 
 
 def measure_footprint(
-    model: nn.Module, batch: tuple[Tensor, ...], precision: Precision, accumulation_steps: int
+    model: nn.Module, batch: tuple, precision: Precision, accumulation_steps: int
 ) -> Footprint:
-    """Of forward and backward of a batch (tokens and labels (B, T), ...), done and forgotten: no
+    """Of forward and backward of a batch (tokens, labels, ...), done and forgotten: no
     gradient stays, and the stream of random numbers is put back."""
     tokens, labels = (tensor.to(precision.device) for tensor in batch[:2])
     targets = labels[:, 1:]
     at = (targets != IGNORED).nonzero(as_tuple=True)  # rows and columns, (N,) each
+    segments = getattr(batch, "segments", None)
     devices = [precision.device] if precision.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        return _watch(model, tokens[:, :-1], at, targets[at], precision, accumulation_steps)
+        return _watch(
+            model, tokens[:, :-1], at, targets[at], precision, accumulation_steps, segments
+        )
 
 
 def predict_footprint(
-    model: nn.Module, batch: tuple[Tensor, ...], precision: Precision, accumulation_steps: int
+    model: nn.Module, batch: tuple, precision: Precision, accumulation_steps: int
 ) -> Footprint:
     """The same for a batch that is never fed, by a model that may be on no device at all (meta):
     nothing is computed, and next to nothing allocated."""
     targets = batch[1][:, 1:]
     n_supervised = int((targets != IGNORED).sum())
+    segments = getattr(batch, "segments", None)
     mode = FakeTensorMode()
     with FakeCopyMode(mode):
         model = copy.deepcopy(model)
@@ -90,7 +94,9 @@ def predict_footprint(
         like = {"dtype": torch.int64, "device": precision.device}
         tokens = torch.zeros(targets.shape, **like)
         index = torch.zeros(n_supervised, **like)
-        return _watch(model, tokens, (index, index), index, precision, accumulation_steps)
+        return _watch(
+            model, tokens, (index, index), index, precision, accumulation_steps, segments
+        )
 
 
 def _put_on(model: nn.Module, device: torch.device) -> None:
@@ -105,7 +111,7 @@ def _put_on(model: nn.Module, device: torch.device) -> None:
 
 def _watch(
     model: nn.Module, tokens: Tensor, at: tuple[Tensor, Tensor], targets: Tensor,
-    precision: Precision, accumulation_steps: int,
+    precision: Precision, accumulation_steps: int, segments: list[int] | None,
 ) -> Footprint:  # fmt: skip
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
@@ -117,7 +123,7 @@ def _watch(
             saved.reset()
             with torch.autograd.graph.saved_tensors_hooks(saved.keeper(live), _same):
                 with precision.autocast():
-                    logits = model(tokens, logits_at=at)  # (N, V)
+                    logits = model(tokens, logits_at=at, segments=segments)  # (N, V)
                     loss = cross_entropy(logits, targets).sum()
                 del logits
             loss.backward()

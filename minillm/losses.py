@@ -19,12 +19,9 @@ def token_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Ten
     one shift happens here. Returns (loss sum, number of labelled tokens), both scalars. Only the N
     positions that predict a labelled token meet the vocabulary matrix.
     """
-    tokens, labels = batch[:2]
-    targets = labels[:, 1:]  # (B, T-1): position t predicts token t + 1
-    supervised = targets != IGNORED
-    logits = model(tokens[:, :-1], logits_at=supervised)  # (N, V)
-    losses = cross_entropy(logits, targets[supervised])  # (N,)
-    return losses.sum(), supervised.sum()
+    targets, where = supervision(batch)
+    logits = model(batch[0][:, :-1], **where)  # (N, V)
+    return cross_entropy(logits, targets).sum(), where["logits_at"].sum()
 
 
 def sequence_logprobs(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -32,13 +29,21 @@ def sequence_logprobs(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
     Shapes: batch as for token_loss -> (B,) fp32, 0 for a row without labels.
     """
-    tokens, labels = batch[:2]
-    targets = labels[:, 1:]  # (B, T-1)
-    supervised = targets != IGNORED
-    logits = model(tokens[:, :-1], logits_at=supervised)  # (N, V)
-    losses = cross_entropy(logits, targets[supervised])  # (N,)
-    rows = supervised.nonzero()[:, 0]  # (N,): the row each label is in
-    return -losses.new_zeros(len(tokens)).index_add(0, rows, losses)
+    assert getattr(batch, "segments", None) is None, "packed: these rows are one"
+    targets, where = supervision(batch)
+    losses = cross_entropy(model(batch[0][:, :-1], **where), targets)  # (N,)
+    rows = where["logits_at"].nonzero()[:, 0]  # (N,): the row each label is in
+    return -losses.new_zeros(len(batch[0])).index_add(0, rows, losses)
+
+
+def supervision(batch: tuple[Tensor, ...]) -> tuple[Tensor, dict]:
+    """The N labelled tokens (N,), and what the model is told beside the tokens: which positions
+    predict them, (B, T-1) bool, and, of a packed batch, where its texts stand."""
+    targets = batch[1][:, 1:]  # (B, T-1): position t predicts token t + 1
+    at = targets != IGNORED
+    segments = getattr(batch, "segments", None)
+    packed = {} if segments is None else {"segments": segments}
+    return targets[at], {"logits_at": at, **packed}
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

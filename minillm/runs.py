@@ -1,10 +1,11 @@
 """A run's folder: settings, metrics.jsonl, the two newest checkpoints and the best one.
 
 A checkpoint is one file, written atomically: all or nothing by construction, so the newest one
-that reads back is the truth.
+that reads back is the truth. One process at a time holds the folder.
 """
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -12,13 +13,20 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from minillm.errors import UserError
-from minillm.files import atomic_file, read_json, write_json
+from minillm.files import atomic_file, lock_folder, read_json, write_json
 
 
 class Run:
-    """The folder of one run. Errors: UserError if it exists and neither resume nor overwrite."""
+    """The folder of one run, held by this process for as long as the object lives.
+
+    `identity` are hashes of what the run is about ("model", "data"): a resumed one must have the
+    same. `override` lets it go on with other settings. Errors: UserError if the folder exists and
+    neither resume nor overwrite, if another process holds it or it cannot be written to, or if a
+    resumed run is not the one that began.
+    """
 
     def __init__(
         self,
@@ -27,42 +35,54 @@ class Run:
         resume: bool = False,
         overwrite: bool = False,
         wandb_project: str | None = None,
+        identity: dict[str, str] | None = None,
+        override: bool = False,
     ):
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
+        self.identity = identity or {}
+        self._lock = -1
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other; give one of them")
         # a model's folder has a config.json too: only a run has metrics beside it
         known = (self.folder / "config.json").exists() and self.metrics.exists()
-        if known and overwrite:
-            shutil.rmtree(self.folder)
-        elif known and not resume:
+        if known and not (resume or overwrite):
             raise UserError(
                 f"{self.folder}: a run is there already; add --resume to continue it, "
                 "--overwrite to replace it, or name another --out-dir"
             )
         elif resume and not known:
             raise UserError(f"{self.folder}: no run to resume; check --out-dir or drop --resume")
-        elif not known and any(f.name != "metrics.jsonl" for f in self.folder.glob("*")):
+        elif not known and any(f.name not in ("metrics.jsonl", ".lock") for f in self._files()):
             raise UserError(f"{self.folder}: a folder of something else; name another --out-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(self.folder)
+        for path in self._files():
+            if path.name != ".lock" and (overwrite or ".tmp." in path.name):  # of a killed process
+                _remove(path)
         if resume:
-            self._check_same(read_json(self.folder / "config.json"), config)
+            self._check_same(read_json(self.folder / "config.json"), config, override)
         self.metrics.touch()
         write_json(self.folder / "config.json", config)
         self.wandb = _start_wandb(wandb_project, self.folder.name, config)
 
-    def _check_same(self, before: dict, now: dict) -> None:
-        """What a resumed run may not change: all but its length, place and reports."""
-        free = {"max-iters", "epochs", "eval-every", "patience", "save", "keep-last",
-                "wandb-project"}  # fmt: skip
-        changed = [k for k in now if k not in free and before.get(k) != now[k]]
-        if changed:
-            name = changed[0]
-            raise UserError(
-                f"{self.folder}: began with --{name} {before.get(name)}, not {now[name]}; "
-                "resume with the same settings or start another run"
-            )
+    def __del__(self):
+        if getattr(self, "_lock", -1) >= 0:
+            os.close(self._lock)
+
+    def _files(self) -> list[Path]:
+        return list(self.folder.iterdir()) if self.folder.is_dir() else []
+
+    def _check_same(self, before: dict, now: dict, override: bool) -> None:
+        """What a resumed run may not change unless told so: all but its length, place, reports."""
+        free = {"max-iters", "epochs", "eval-every", "patience", "save", "keep-last", "save-every",
+                "wandb-project", "dry-run", "override"}  # fmt: skip
+        for name in (k for k in now if k not in free and before.get(k) != now[k]):
+            what = f"{self.folder}: began with --{name} {before.get(name)}, not {now[name]}"
+            if not override:
+                raise UserError(f"{what}; resume with the same settings, add --override to go on "
+                                "with these, or start another run")  # fmt: skip
+            print(f"warning: {what}", file=sys.stderr)
 
     def log(self, row: dict) -> None:
         """Appends one line to metrics.jsonl."""
@@ -78,16 +98,21 @@ class Run:
     def save(self, state: dict, step: int) -> Path:
         """Writes step_N.pt (plain types and tensors, RNG included) and keeps the newest two."""
         path = self.folder / f"step_{step:06d}.pt"
-        with atomic_file(path) as temporary:
-            torch.save(state | {"rng": rng_state()}, temporary)
+        about = {"rng": rng_state(), "identity": self.identity, "versions": versions()}
+        with atomic_file(path, _n_bytes(state)) as temporary:
+            torch.save(state | about, temporary)
         for old in self._checkpoints()[2:]:
             old.unlink()
         return path
 
     def save_best(self, weights: dict) -> None:
         """Writes best.pt, the trainable weights with the lowest held-out loss so far."""
-        with atomic_file(self.folder / "best.pt") as temporary:
+        with atomic_file(self.folder / "best.pt", _n_bytes(weights)) as temporary:
             torch.save(weights, temporary)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint, if there is one."""
+        return next(iter(self._checkpoints()), None)
 
     def load_best(self) -> dict:
         """What save_best wrote."""
@@ -97,7 +122,8 @@ class Run:
         """The newest checkpoint that reads back, or None; metrics.jsonl is cut back to its step
         (to nothing, if there is none).
 
-        Errors: UserError if there are checkpoints and none is whole.
+        Errors: UserError if there are checkpoints and none is whole, or the newest is of another
+        model or other data.
         """
         paths = self._checkpoints()
         for path in paths:
@@ -107,8 +133,9 @@ class Run:
                         raise ValueError("checksum")
                 state = torch.load(path, map_location="cpu", weights_only=True)
             except Exception:
-                print(f"warning: {path}: damaged; trying the one before it")
+                print(f"warning: {path}: damaged; trying the one before it", file=sys.stderr)
                 continue
+            self._check_identity(path, state)
             kept = [row for row in self.rows() if row["step"] <= state["step"]]
             with atomic_file(self.metrics) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -117,6 +144,16 @@ class Run:
             raise UserError(f"{self.folder}: every checkpoint is damaged; use --overwrite")
         self.metrics.write_text("")  # nothing was saved: the run begins again
         return None
+
+    def _check_identity(self, path: Path, state: dict) -> None:
+        for name, now in self.identity.items():
+            if state.get("identity", {}).get(name, now) != now:
+                raise UserError(f"{path}: trained with another {name} than this; resume with the "
+                                f"{name} it began with, or start another run")  # fmt: skip
+        before, now = state.get("versions", {}), versions()
+        for name in (name for name in now if before.get(name, now[name]) != now[name]):
+            print(f"warning: {path}: made with {name} {before[name]}, here it is {now[name]}: not "
+                  "bit-identical to a run never stopped", file=sys.stderr)  # fmt: skip
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("step_*.pt"), reverse=True)
@@ -157,6 +194,23 @@ def fresh_folder(root: str | Path, name: str) -> Path:
     while (folder := Path(root) / f"{name}-{number:03d}").exists():
         number += 1
     return folder
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def versions() -> dict[str, str]:
+    """What the bits of a result depend on, beside the run itself."""
+    return {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}
+
+
+def _n_bytes(state: dict) -> int:
+    """What the tensors in it take, and some for the rest."""
+    return 2**16 + sum(x.nbytes for x in tree_leaves(state) if torch.is_tensor(x))
 
 
 def rng_state() -> dict:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from minillm.data.batches import Batches
 from minillm.errors import NumericError, UserError
+from minillm.interrupt import deferred_signals
 from minillm.memory import used_mib
 from minillm.precision import Precision
 from minillm.runs import Run, set_rng_state
@@ -37,6 +38,7 @@ class TrainSettings:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eval_every: int | None = None  # None: before and after, and with patience after each epoch
+    save_every: float = 10.0  # minutes between checkpoints, beside those of evaluations
     patience: int | None = None
 
     @classmethod
@@ -79,8 +81,9 @@ def train(
 
     The gradient of a step is the gradient of (sum of all its token losses) / (their count), over
     all micro-batches, also of the last, partial group. With `run`, logs every step, evaluates
-    every `eval_every` steps and at the end, and keeps the newest and the best checkpoint.
-    Errors: UserError if nothing is trainable; NumericError (exit 3) for a NaN or infinite loss.
+    every `eval_every` steps and at the end, and keeps the newest and the best checkpoint. Ctrl-C
+    and SIGTERM let the step end and a checkpoint be written. Errors: UserError if nothing is
+    trainable; NumericError (exit 3) for a NaN or infinite loss; Interrupted.
     """
     optimizer, scaler = make_optimizer(model, settings), precision.scaler()
     progress = restore(run, model, optimizer, scaler)
@@ -93,50 +96,57 @@ def train(
     model.train()
     bar = tqdm(total=last_step, initial=progress.step, desc="train", unit="step", leave=False)
     ended = progress.step >= last_step or out_of_patience(progress, settings)
-    while not ended:
-        began = time.perf_counter()
-        losses, count, n_tokens = [], 0, 0
-        for batch in batches.group(progress.step, settings.accumulation_steps):
-            batch = to_device(batch, precision.device)
-            with precision.autocast():
-                loss_sum, loss_count = loss_fn(model, batch)
-            scaler.scale(loss_sum).backward()
-            losses.append(loss_sum.detach())
-            count += int(loss_count)
-            n_tokens += count_tokens(batch)
-        loss = float(torch.stack(losses).sum()) / max(1, count)
-        check_step(model, loss, progress)
-        scaler.unscale_(optimizer)
-        norm = average_and_clip(optimizer, count, settings.grad_clip)
-        if not math.isfinite(norm) and not scaler.is_enabled():
-            raise NumericError(f"a gradient of step {progress.step + 1} is {norm}; lower --lr")
-        lr = set_lr(optimizer, lr_at(progress.step, last_step, settings))
-        stepped = take_step(scaler, optimizer, progress)
-        seconds = time.perf_counter() - began
-        if not stepped:
-            continue  # fp16 overflow: the same samples again, with half the scale
-        progress.count(n_tokens, count, seconds)
-        ended = progress.step >= last_step
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}")
-        row = {
-            "step": progress.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": n_tokens,
-            "supervised_tokens": count, "tokens_per_s": n_tokens / seconds,
-            "memory_mib": used_mib(precision.device),
-        }  # fmt: skip
-        if ended or (every and progress.step % every == 0):
-            if held_out is not None:
+    saved = time.monotonic()
+    with deferred_signals() as asked, bar:
+        while not ended:
+            began = time.perf_counter()
+            losses, count, n_tokens = [], 0, 0
+            for batch in batches.group(progress.step, settings.accumulation_steps):
+                batch = to_device(batch, precision.device)
+                with precision.autocast():
+                    loss_sum, loss_count = loss_fn(model, batch)
+                scaler.scale(loss_sum).backward()
+                losses.append(loss_sum.detach())
+                count += int(loss_count)
+                n_tokens += count_tokens(batch)
+            loss = float(torch.stack(losses).sum()) / max(1, count)
+            scaler.unscale_(optimizer)
+            norm = average_and_clip(optimizer, count, settings.grad_clip)
+            if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
+                raise broken_step(loss, norm, progress, batches, settings, run)
+            check_step(model, progress)
+            lr = set_lr(optimizer, lr_at(progress.step, last_step, settings))
+            stepped = take_step(scaler, optimizer, progress)
+            seconds = time.perf_counter() - began
+            if not stepped:
+                continue  # fp16 overflow: the same samples again, with half the scale
+            progress.count(n_tokens, count, seconds)
+            ended = progress.step >= last_step
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}")
+            row = {
+                "step": progress.step, "loss": loss, "lr": lr, "grad_norm": norm,
+                "tokens": n_tokens, "supervised_tokens": count,
+                "tokens_per_s": n_tokens / seconds, "memory_mib": used_mib(precision.device),
+            }  # fmt: skip
+            evaluated = ended or (every and progress.step % every == 0)
+            if evaluated and held_out is not None:
                 row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
-            ended |= record(run, row, progress, settings, model, optimizer, scaler)
-        elif run is not None:
-            run.log(row)
-    bar.close()
+                note_held_out(row, progress, model, run)
+                ended |= out_of_patience(progress, settings)
+            if run is not None:
+                run.log(row)
+                due = time.monotonic() - saved > 60 * settings.save_every
+                if evaluated or due or asked.signal:
+                    save(run, progress, model, optimizer, scaler)
+                    saved = time.monotonic()
+            asked.stop_if_asked(f"kept in {run.folder}; --resume continues" if run else "not kept")
     return progress, optimizer
 
 
 def to_device(batch: tuple, device: torch.device) -> tuple:
     """The same kind of (named) tuple with its tensors on `device`."""
-    moved = [tensor.to(device, non_blocking=True) for tensor in batch]
+    moved = [x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in batch]
     return type(batch)(*moved) if hasattr(batch, "_fields") else tuple(moved)
 
 
@@ -185,19 +195,33 @@ def lr_at(step: int, last_step: int, settings: TrainSettings) -> float:
     raise UserError(f"schedule {settings.schedule!r} is unknown; use constant, cosine or linear")
 
 
-def check_step(model: nn.Module, loss: float, progress: Progress) -> None:
-    """Errors: NumericError for a loss that is no number; RuntimeError if LoRA is merged or, at the
-    first step, if a trainable tensor got no gradient: both would train nothing, silently."""
-    if not math.isfinite(loss):
-        raise NumericError(
-            f"the loss of step {progress.step + 1} is {loss}; lower --lr, or use --precision fp32"
-        )
+def check_step(model: nn.Module, progress: Progress) -> None:
+    """Errors: RuntimeError if LoRA is merged or, at the first step, if a trainable tensor got no
+    gradient: both would train nothing, silently."""
     if any(getattr(module, "has_weights_merged", False) for module in model.modules()):
         raise RuntimeError("a training step with merged LoRA layers; call model.train() first")
     if progress.step == 0:
         missed = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
         if missed:
             raise RuntimeError(f"no gradient reached {', '.join(missed[:5])}")
+
+
+def broken_step(
+    loss: float, norm: float, progress: Progress, batches: Batches, settings: TrainSettings,
+    run: Run | None,
+) -> NumericError:  # fmt: skip
+    """Which step it is that has a loss or gradient that is no number, of which samples, and what
+    is left."""
+    what = f"gradient of step {progress.step + 1} is {norm}"
+    if not math.isfinite(loss):
+        what = f"loss of step {progress.step + 1} is {loss}"
+    numbers = batches.numbers(progress.step, settings.accumulation_steps)
+    shown = ", ".join(str(n + 1) for n in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
+    kept = run.newest() if run is not None else None
+    last = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
+    return NumericError(
+        f"the {what} (training samples {shown}); lower --lr, or use --precision fp32; {last}"
+    )
 
 
 def average_and_clip(optimizer: torch.optim.Optimizer, count: int, max_norm: float) -> float:
@@ -250,28 +274,25 @@ def evaluate(
     return total / count
 
 
-def record(run, row, progress, settings, model, optimizer, scaler) -> bool:
-    """Logs an evaluated step, saves the newest and perhaps the best. True = stop early."""
-    held_out = row.get("held_out_loss")
-    if held_out is not None:
-        tqdm.write(f"step {row['step']:5d}  loss {row['loss']:.4f}  held-out {held_out:.4f}")
-        is_best = held_out < progress.best
-        progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
-        if is_best:
-            progress.best, progress.best_step = held_out, row["step"]
-            if run is not None:
-                run.save_best(trainable_state(model))
-    if run is not None:
-        run.log(row)
-        run.save(
-            vars(progress) | {
-                "model": trainable_state(model),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-            },
-            progress.step,
-        )  # fmt: skip
-    return out_of_patience(progress, settings)
+def note_held_out(row: dict, progress: Progress, model: nn.Module, run: Run | None) -> None:
+    """Prints an evaluated step and keeps its weights if they are the best so far."""
+    held_out = row["held_out_loss"]
+    tqdm.write(f"step {row['step']:5d}  loss {row['loss']:.4f}  held-out {held_out:.4f}")
+    is_best = held_out < progress.best
+    progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
+    if is_best:
+        progress.best, progress.best_step = held_out, row["step"]
+        if run is not None:
+            run.save_best(trainable_state(model))
+
+
+def save(run: Run, progress: Progress, model: nn.Module, optimizer, scaler) -> None:
+    """Writes a checkpoint: all that `restore` puts back."""
+    tensors = {
+        "model": trainable_state(model), "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+    }  # fmt: skip
+    run.save(vars(progress) | tensors, progress.step)
 
 
 def out_of_patience(progress: Progress, settings: TrainSettings) -> bool:

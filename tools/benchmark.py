@@ -67,6 +67,8 @@ def parse_args(argv=None):
     add("--data", help="training: rows of this Alpaca file instead")
     add("--tokenizer", help="tokenizer file, for --data")
     add("--gradient-checkpointing", action="store_true", help="training: both engines")
+    add("--pack", type=positive, metavar="TOKENS",
+        help="training: minillm packs its rows into forwards of so many tokens")  # fmt: skip
     add("--repeats", type=positive, default=5, help="turns of each engine")
     add("--seed", type=whole, default=0, help="of weights and tokens")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -239,6 +241,7 @@ def main(argv=None) -> list[dict]:
             setup = Setup(
                 weights, args.layers, dtype, str(device), family.targets,
                 gradient_checkpointing=args.gradient_checkpointing, compile=args.compile,
+                pack=args.pack,
             )  # fmt: skip
             if {"decode", "context"} & set(args.parts):
                 with Match(setup) as match:
@@ -253,6 +256,7 @@ def main(argv=None) -> list[dict]:
                         match.vocab_size,
                     )  # fmt: skip
                     what = args.data or f"{args.rows} x {args.tokens}, {1 - masked:.0%} labelled"
+                    what += f", minillm packed to {args.pack}" if args.pack else ""
                     rows += measure_training(match, dtype, what, steps, args.repeats, limit)
                 if args.data:
                     break

@@ -34,6 +34,7 @@ class Setup:
     lora_dropout: float = 0.05
     gradient_checkpointing: bool = False
     compile: bool = False  # minillm's decoding
+    pack: int | None = None  # minillm's training: tokens of a forward
 
 
 class Ours:
@@ -78,8 +79,8 @@ class Ours:
         self.moments = [torch.ones_like(p) for p in trained for _ in range(2)]
 
     def train_step(self, rows: Sequence[Row]) -> float:
-        """Seconds of one optimizer step over the rows, one row a forward."""
-        batches = Batches(rows, 1, 0, seed=None, context=self.model.config.max_seq_len)
+        """Seconds of one optimizer step over the rows, one row a forward unless packed."""
+        batches = self._batches(rows)
         settings = TrainSettings(accumulation_steps=len(rows))
         began = time.perf_counter()
         train(self.model, token_loss, batches, None, settings, self.precision)
@@ -89,8 +90,10 @@ class Ours:
 
     def loss(self, rows: Sequence[Row]) -> float:
         """Mean over the labels, dropout off."""
-        batches = Batches(rows, 1, 0, seed=None, context=self.model.config.max_seq_len)
-        return evaluate(self.model, token_loss, batches, self.precision)
+        return evaluate(self.model, token_loss, self._batches(rows), self.precision)
+
+    def _batches(self, rows: Sequence[Row]) -> Batches:
+        return Batches(rows, 1, 0, None, self.model.config.max_seq_len, self.setup.pack)
 
     def facts(self) -> tuple[int, int]:
         """Vocabulary and context of the model."""

@@ -51,8 +51,12 @@ def main(argv=None) -> tuple[float, float]:
         min(args.max_length, context),
     )  # fmt: skip
     settings = TrainSettings.from_flags(vars(args))
-    batches = Batches(data.train.rows, args.batch_size, tokenizer.pad_id, args.seed, context)
-    held_out = Batches(data.held_out.rows, args.batch_size, tokenizer.pad_id, None, context)
+    batches = Batches(
+        data.train.rows, args.batch_size, tokenizer.pad_id, args.seed, context, args.pack
+    )
+    held_out = list(Batches(
+        data.held_out.rows, args.batch_size, tokenizer.pad_id, None, context, args.pack
+    ))  # fmt: skip
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "finetune-llama")
     run = Run(folder, settings_of(args), args.resume, args.overwrite, args.wandb_project)
 

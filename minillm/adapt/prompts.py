@@ -68,12 +68,13 @@ class SoftPrompt(Wrapped):
         left_pad: Tensor | None = None,
         prompt: Tensor | None = None,
         logits_at: Tensor | None = None,
+        segments: list[int] | None = None,
     ) -> Tensor:
         """The model's logits of `tokens` after the trained rows; see the model's own forward."""
         if cache is None or cache.length == 0:
             table = self.table
             prompt = table if prompt is None else torch.cat((table, prompt.to(table.dtype)))
-        return self.model(tokens, cache, left_pad, prompt, logits_at)
+        return self.model(tokens, cache, left_pad, prompt, logits_at, segments)
 
     def new_cache(self, batch_size: int, max_len: int, dtype=None, device=None) -> KVCache:
         """The model's cache, with room for the trained rows as well."""
@@ -118,11 +119,12 @@ class PrefixTuning(Wrapped):
         left_pad: Tensor | None = None,
         prompt: Tensor | None = None,
         logits_at: Tensor | None = None,
+        segments: list[int] | None = None,
     ) -> Tensor:
         """The model's logits of `tokens` after the prefix; see the model's own forward."""
         if cache is None:
             cache = PrefixCache(self.keys_and_values())
-        return self.model(tokens, cache, left_pad, prompt, logits_at)
+        return self.model(tokens, cache, left_pad, prompt, logits_at, segments)
 
     @torch.no_grad()
     def new_cache(self, batch_size: int, max_len: int, dtype=None, device=None) -> KVCache:

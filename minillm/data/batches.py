@@ -30,6 +30,16 @@ class Batch(NamedTuple):
     lengths: Tensor
 
 
+class PackedBatch(NamedTuple):
+    """Rows side by side in one: tokens and labels (1, T), real lengths (K,), and the lengths of the
+    segments that the model is fed: all but the last column, paddings included."""
+
+    tokens: Tensor
+    labels: Tensor
+    lengths: Tensor
+    segments: list[int]
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Encoded rows and what became of the samples they were made from (counts of samples)."""
@@ -107,12 +117,30 @@ def collate(rows: Sequence[Row], pad_id: int, context: int | None = None) -> Bat
     return Batch(tokens, block([row.labels for row in rows], IGNORED), lengths)
 
 
+def pack(rows: Sequence[Row], pad_id: int) -> PackedBatch:
+    """Rows side by side in one, each a segment; what fills it up to a multiple of 16 is the last.
+
+    Nothing is predicted across a border: the first token of each row loses its label.
+    """
+    lengths = [len(row.tokens) for row in rows]
+    filler = -(sum(lengths) - 1) % 16
+    tokens = F.pad(torch.cat([row.tokens for row in rows]), (0, filler), value=pad_id)  # (T,)
+    labels = F.pad(torch.cat([row.labels for row in rows]), (0, filler), value=IGNORED)  # (T,)
+    labels[torch.tensor([0, *lengths[:-1]]).cumsum(0)] = IGNORED
+    segments = [*lengths, filler] if filler else list(lengths)
+    segments[-1] -= 1  # the last column is never fed
+    segments = [n for n in segments if n]
+    return PackedBatch(tokens[None], labels[None], torch.tensor(lengths), segments)
+
+
 class Batches:
     """Micro-batches of rows in an order that follows from (seed, epoch) alone.
 
     `group(i, n)` is the data of optimizer step i: n micro-batches, fewer at the end of an epoch.
     The step's index is thus the whole data cursor: nothing else need be saved to resume.
-    seed None keeps the rows in their order, for evaluation.
+    seed None keeps the rows in their order, for evaluation. `packed` re-cuts the rows of a step
+    into forwards of up to so many tokens (a longer row has one to itself): the same rows, the same
+    gradient, fewer and fuller products. Source: Krell et al. 2021.
     """
 
     def __init__(
@@ -122,6 +150,7 @@ class Batches:
         pad_id: int,
         seed: int | None = 0,
         context: int | None = None,
+        packed: int | None = None,
     ):
         if not rows:
             raise UserError("no samples left to batch; give more data or a larger --max-length")
@@ -130,6 +159,7 @@ class Batches:
         self.pad_id = pad_id
         self.seed = seed
         self.context = context
+        self.packed = packed
 
     def __len__(self) -> int:
         """Micro-batches in one epoch."""
@@ -146,28 +176,48 @@ class Batches:
         """Optimizer steps in one epoch, the last of them perhaps from fewer micro-batches."""
         return math.ceil(len(self) / size)
 
-    def group(self, index: int, size: int) -> list[Batch]:
-        """The micro-batches of optimizer step `index`, counted through all epochs."""
+    def numbers(self, index: int, size: int) -> list[int]:
+        """The numbers, from 0, of the rows of optimizer step `index`."""
         epoch, place = divmod(index, self.groups_per_epoch(size))
-        order = self.order(epoch)
-        span = order[place * size * self.batch_size : (place + 1) * size * self.batch_size]
-        cuts = range(0, len(span), self.batch_size)
-        micro = [[self.rows[i] for i in span[cut : cut + self.batch_size]] for cut in cuts]
-        return [collate(rows, self.pad_id, self.context) for rows in micro]
+        n = size * self.batch_size
+        return self.order(epoch)[place * n : (place + 1) * n]
 
-    def largest(self) -> Batch:
-        """The micro-batch of the first epoch that holds the most, paddings included; among equals
-        the one with the most labels."""
-        order = self.order(0)
-        cuts = range(0, len(order), self.batch_size)
+    def group(self, index: int, size: int) -> list[Batch | PackedBatch]:
+        """The micro-batches of optimizer step `index`, counted through all epochs."""
+        return [self._block(rows) for rows in self._cut(index, size)]
 
-        def size(rows: list[Row]) -> tuple[int, int]:
+    def largest(self, size: int = 1) -> Batch | PackedBatch:
+        """The micro-batch of the first epoch's steps that holds the most, paddings included; among
+        equals the one with the most labels."""
+
+        def held(rows: list[Row]) -> tuple[int, int]:
             labels = sum(int((row.labels != IGNORED).sum()) for row in rows)
-            return len(rows) * max(len(row.tokens) for row in rows), labels
+            lengths = [len(row.tokens) for row in rows]
+            return sum(lengths) if self.packed else len(rows) * max(lengths), labels
 
-        groups = ([self.rows[i] for i in order[cut : cut + self.batch_size]] for cut in cuts)
-        return collate(max(groups, key=size), self.pad_id, self.context)
+        steps = range(self.groups_per_epoch(size))
+        return self._block(max((rows for i in steps for rows in self._cut(i, size)), key=held))
+
+    def _cut(self, index: int, size: int) -> list[list[Row]]:
+        """The rows of optimizer step `index`, forward by forward."""
+        rows = [self.rows[i] for i in self.numbers(index, size)]
+        if not self.packed:
+            cuts = range(0, len(rows), self.batch_size)
+            return [rows[cut : cut + self.batch_size] for cut in cuts]
+        forwards, room = [], 0
+        for row in rows:
+            if len(row.tokens) > room:
+                forwards.append([])
+                room = self.packed
+            forwards[-1].append(row)
+            room -= len(row.tokens)
+        return forwards
+
+    def _block(self, rows: list[Row]) -> Batch | PackedBatch:
+        if self.packed:
+            return pack(rows, self.pad_id)
+        return collate(rows, self.pad_id, self.context)
 
     def __iter__(self):
-        """All micro-batches of epoch 0."""
-        return (self.group(index, 1)[0] for index in range(len(self)))
+        """All micro-batches of epoch 0, as if it were one step."""
+        return iter(self.group(0, len(self)))

@@ -190,7 +190,7 @@ def test_a_step_with_merged_layers_is_refused():
     with pytest.raises(RuntimeError):
         train(lora_model(), merging_loss, batches, None, TrainSettings(), FP32)
     with pytest.raises(RuntimeError, match="merged"):
-        check_step(lora_model().eval(), 1.0, Progress(step=1))
+        check_step(lora_model().eval(), Progress(step=1))
 
 
 def test_a_trainable_tensor_without_gradient_is_refused():
@@ -258,7 +258,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caps
     raw = bytearray(newest.read_bytes())
     raw[len(raw) // 2] ^= 1
     newest.write_bytes(raw)
-    assert run.load_newest()["step"] == 3 and "damaged" in capsys.readouterr().out
+    assert run.load_newest()["step"] == 3 and "damaged" in capsys.readouterr().err
     before.write_bytes(b"")
     with pytest.raises(UserError, match="every checkpoint is damaged"):
         run.load_newest()

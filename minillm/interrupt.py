@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM in a loop that must not be cut in the middle of a step."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from minillm.errors import Interrupted
+
+
+class Asked:
+    """Which signal has come, if any."""
+
+    signal: int | None = None
+
+    def stop_if_asked(self, where: str) -> None:
+        """Errors: Interrupted, which says where to go on from, if a signal has come."""
+        if self.signal is not None:
+            raise Interrupted(self.signal, where)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[Asked]:
+    """While it is on, the first Ctrl-C or SIGTERM only notes itself; a second one stops at once.
+
+    Outside the main thread, where Python takes no signals, it does nothing.
+    """
+    asked, kept = Asked(), {}
+
+    def note(number: int, frame) -> None:
+        if asked.signal is not None:
+            raise Interrupted(number, "stopped at once")
+        asked.signal = number
+        tqdm.write("finishing this step, then saving (again to stop at once)", file=sys.stderr)
+
+    if threading.current_thread() is threading.main_thread():
+        kept = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
