@@ -1,6 +1,7 @@
 """The other side of tools/benchmark.py: transformers and PEFT, used as their manuals say, in the
 same plain loop. The only file outside the tests that imports them."""
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,10 @@ from minillm.data.batches import Row
 from minillm.losses import IGNORED
 from minillm.precision import choose_precision
 from tools.engines import Setup, count_labels
+
+# minillm limits oneDNN's caches where it is imported; here PyTorch is as it comes
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.pop(_name, None)
 
 PEFT_NAMES = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj",
               "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # fmt: skip
