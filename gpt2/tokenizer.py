@@ -150,8 +150,12 @@ def _read_tokenizer_json(path: Path) -> tuple[dict, list[tuple]]:
     if not isinstance(vocab, dict) or not isinstance(pairs, list):
         raise UserError(f"{path}: no vocab and merges; download it again")
     added = content.get("added_tokens") or []
-    vocab = vocab | {t["content"]: t["id"] for t in added if t.get("content") == END}
-    return vocab, [tuple(p.split(" ")) if isinstance(p, str) else tuple(p) for p in pairs]
+    try:
+        vocab = vocab | {t["content"]: t["id"] for t in added if t.get("content") == END}
+        pairs = [tuple(p.split(" ")) if isinstance(p, str) else tuple(map(str, p)) for p in pairs]
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{path}: malformed added_tokens or merges; download it again") from None
+    return vocab, pairs
 
 
 def _read_tiktoken(path: Path) -> tuple[dict[bytes, int], int]:

@@ -56,6 +56,9 @@ class LlamaTokenizer:
         self.vocab_size: int = self.pieces.vocab_size()
         self.bos_id: int = self.pieces.bos_id()
         self.eos_id: int = self.pieces.eos_id()
+        if min(self.bos_id, self.eos_id) < 0:
+            raise UserError(f"{self.path}: no pieces for the beginning and end of a text; give "
+                            "Llama's own tokenizer.model")  # fmt: skip
         # Llama has no padding (-1, which no embedding holds): any valid id will do, as paddings
         # are known by their place
         self.pad_id: int = max(self.pieces.pad_id(), 0)

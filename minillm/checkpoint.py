@@ -10,6 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from minillm.errors import UserError
+from minillm.memory import check_fits
 from minillm.weights import LazyTensor
 
 
@@ -33,6 +34,8 @@ def empty_model(build: Callable[[], nn.Module]) -> nn.Module:
 
 def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
     """Random weights, drawn in `dtype` on `device`, for a model built on the meta device."""
+    n_numbers = sum(parameter.numel() for parameter in model.parameters())
+    check_fits("random weights", n_numbers * dtype.itemsize, device)
     model.to(dtype).to_empty(device=device)
     model.init_weights()
     return model
@@ -62,6 +65,11 @@ def first_layers(
 def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
     """Warns if there is none. Errors: UserError if ids would not fit the embedding, or most of it
     would never be used (some models pad their vocabulary, by less than 1,024 rows)."""
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model {vocab_size}; "
+            "give the tokenizer the model was trained with (--tokenizer)"
+        )
     if tokenizer.is_bytes:
         print(f"warning: {where}: no tokenizer beside it; text is taken as bytes, which suits no "
               "model trained otherwise (add --tokenizer)", file=sys.stderr)  # fmt: skip

@@ -161,6 +161,6 @@ def _within(value: float, low: float, high: float, wanted: str) -> float:
 def settings_of(args: argparse.Namespace) -> dict:
     """The resolved settings under their flags' names, for config.json: what is computed, not
     where it is kept or how it is shown."""
-    about_the_run = {"config", "debug", "out_dir", "resume", "overwrite"}
+    about_the_run = {"config", "debug", "out_dir", "resume", "overwrite", "override", "dry_run"}
     kept = {name: value for name, value in vars(args).items() if name not in about_the_run}
     return {name.replace("_", "-"): value for name, value in kept.items()}

@@ -18,6 +18,9 @@ def check_sizes(config) -> None:
         is_number = isinstance(value, int | float) and 0 < value < float("inf")
         if field.type is float and not is_number:
             raise UserError(f"{name} is {value}; it must be a positive number")
+    sizes = sorted(v for f in fields(config) if type(v := getattr(config, f.name)) is int)
+    if sizes[-1] * sizes[-2] > 2**40:  # no tensor of it could be made
+        raise UserError(f"{kind}: sizes of {sizes[-2]} and {sizes[-1]} are beyond any machine")
     if config.n_layers > 1000:  # building the modules alone would take minutes
         raise UserError(f"{kind}.n_layers is {config.n_layers}; more than 1000 are refused")
 

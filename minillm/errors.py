@@ -5,7 +5,9 @@ frame between the script and the softmax). Exit codes: 0 done, 1 our bug, 2 the 
 3 numeric failure, 130 interrupted, 143 told to stop (SIGTERM).
 """
 
+import signal
 import sys
+import threading
 import traceback
 from contextlib import contextmanager
 
@@ -26,9 +28,15 @@ class Interrupted(BaseException):
         self.code = 128 + number
 
 
+def _stop(number: int, frame) -> None:
+    raise Interrupted(number, "stopped")
+
+
 @contextmanager
 def friendly_errors():
     """Turns the exceptions of a script's body into one line on stderr and an exit code."""
+    in_main = threading.current_thread() is threading.main_thread()
+    kept = signal.signal(signal.SIGTERM, _stop) if in_main else None
     try:
         yield
     except (UserError, NumericError, OSError, MemoryError, KeyboardInterrupt, Interrupted) as error:
@@ -47,6 +55,9 @@ def friendly_errors():
         remedy = "lower --batch-size or --max-length, or add --gradient-checkpointing"
         print(f"error: out of memory: {message}; {remedy}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, kept)
 
 
 def _one_line(error: BaseException) -> str:
@@ -56,6 +67,8 @@ def _one_line(error: BaseException) -> str:
         return "error: out of memory; lower --batch-size or --max-length, or use a smaller model"
     if isinstance(error, OSError) and error.filename is not None:
         return f"error: {error.filename}: {error.strerror}; check path, rights and space"
+    if isinstance(error, OSError):
+        return f"error: {error.strerror or error}; check rights and space of the folder written to"
     return "error: " + " ".join(str(error).split())
 
 

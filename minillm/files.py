@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -45,7 +44,7 @@ def check_readable(path: Path) -> None:
         raise UserError(f"{path}: the file is empty; download it again")
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: a Git-LFS pointer, not the file itself; run `git lfs pull`")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise UserError(f"{path}: an HTML page, not the file itself; download it again")
 
 
@@ -92,7 +91,7 @@ def _is_full(error: Exception) -> bool:
 def _no_space(folder: Path, n_bytes: int) -> UserError:
     need = f"need {max(1, n_bytes >> 20)} MB, " if n_bytes else ""
     free = shutil.disk_usage(folder).free >> 20
-    return UserError(f"{folder}: no space left ({need}free {free} MB); free some and --resume")
+    return UserError(f"{folder}: no space left ({need}free {free} MB); free some, then run again")
 
 
 def lock_folder(folder: Path) -> int:
@@ -103,7 +102,7 @@ def lock_folder(folder: Path) -> int:
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
         os.close(descriptor)
         if holder == str(os.getpid()):
@@ -168,7 +167,7 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """A positive finite number."""
         value = self.get(name, default)
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
+        if not isinstance(value, int | float) or not 0 < value < 1e300:  # an int may be larger
             raise UserError(f"{self.path}: {name} is {value!r}, no positive number; fix it")
         return float(value)
 

@@ -1,6 +1,8 @@
 """The steps that every fine-tuning script shares, whatever its model: base, data, adaptation,
 answers before and after, the report, and what is left on disk. Their flags are in flags.py."""
 
+import hashlib
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,18 +70,29 @@ class Data:
         """One held-out sample to look at."""
         return min(self.samples, key=lambda sample: len(sample.prompt))
 
+    def hash(self) -> str:
+        """Of every token and label on both sides."""
+        digest = hashlib.sha256()
+        for row in (*self.train.rows, *self.held_out.rows):
+            digest.update(torch.stack((row.tokens, row.labels)).numpy().tobytes())
+        return digest.hexdigest()
+
 
 def prepare_data(
     task: str, path: str | None, template: str | None, tokenizer, n_train: int, n_held_out: int,
-    max_length: int,
+    max_length: int, skip_bad: bool = False,
 ) -> Data:  # fmt: skip
     """Reads a task's data (or makes tinyworld's) and encodes the first so many of each side.
+    `skip_bad` leaves out broken rows, and says how many.
 
     Errors: UserError naming the file for anything wrong in it, or if no sample is left.
     """
     kind = TASKS[task]
     found = find_template(template or kind.template, kind.field)
-    splits = kind.read(path, found) if path else kind.tinyworld(n_train, n_held_out, found)
+    bad = [] if skip_bad else None
+    splits = kind.read(path, found, bad) if path else kind.tinyworld(n_train, n_held_out, found)
+    if bad:
+        print(f"warning: {len(bad)} broken rows left out, the first: {bad[0]}", file=sys.stderr)
     sides = splits.train[:n_train], splits.validation[:n_held_out]
     if not all(sides):
         raise UserError(f"{path or 'tinyworld'}: a split without samples; give more of them")
@@ -214,8 +227,12 @@ def keep(
     if keep_last:
         save("_last")
     if progress.best_step != progress.step:
-        print(f"keeping step {progress.best_step} of {progress.step}, the best on held-out data")
-        load_trainable(model, run.load_best())
+        try:
+            load_trainable(model, run.load_best())
+            which = f"step {progress.best_step} of {progress.step}"
+            print(f"keeping {which}, the best on held-out data")
+        except UserError as error:  # at the end of a run, the last step is better than nothing
+            print(f"warning: {error}; keeping the last step instead", file=sys.stderr)
     save()
     plot_run(run.rows(), run.folder / "loss.png")
     print(f"kept in {run.folder}")

@@ -20,6 +20,7 @@ def add_flags(parser: Parser, targets: str, lr: float) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--task", choices=[*TASKS], default="alpaca", help="what the data is")
     add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
+    add("--skip-bad", action="store_true", help="leave out broken rows of --data, and count them")
     add("--template", help="prompt text by name, or a .json file (default: the task's own)")
     add("--samples", type=positive, default=200, help="train on the first N samples")
     add("--held-out", type=positive, default=100, help="measure the loss on at most N samples")
@@ -51,7 +52,12 @@ def add_flags(parser: Parser, targets: str, lr: float) -> None:
         help="also save the last step's weights, beside the best on held-out data")  # fmt: skip
     add("--wandb-project", help="also log to this Weights & Biases project, if it is installed")
     add("--resume", action="store_true", help="continue the run in --out-dir")
+    add("--override", action="store_true",
+        help="with --resume: go on with other settings than it began with")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the run in --out-dir")
+    add("--save-every", type=amount, default=10.0, metavar="MINUTES",
+        help="between checkpoints, beside those of every evaluation")  # fmt: skip
+    add("--dry-run", action="store_true", help="only the checks before the first step")
 
 
 def _add_training_flags(parser: Parser, lr: float) -> None:

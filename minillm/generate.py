@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minillm.errors import UserError
+from minillm.errors import NumericError, UserError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Sampling:
         bad = None
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             bad = f"temperature {self.temperature}: must be 0 (greedy) or a positive number"
-        elif self.top_k is not None and self.top_k < 1:
+        elif self.top_k is not None and self.top_k < 0:
             bad = f"top_k {self.top_k}: must be at least 1"
         elif self.top_p is not None and not 0 <= self.top_p <= 1:
             bad = f"top_p {self.top_p}: must lie between 0 and 1"
@@ -132,13 +132,15 @@ def sample_next_token(
 ) -> Tensor:
     """One token id per row. Temperature 0 is the argmax; then top-k, then top-p, then a draw.
 
-    top_k keeps exactly k candidates (ties broken by order). top_p keeps the fewest candidates
-    whose probabilities reach p: with 0.5, 0.3, 0.2 and p = 0.7 it keeps the first two; p = 0
-    keeps one. Shapes: logits (B, V) fp32 -> (B,) int64; streams: a random stream per row.
+    top_k keeps exactly k candidates, at least one (ties broken by order). top_p keeps the fewest
+    candidates whose probabilities reach p: with 0.5, 0.3, 0.2 and p = 0.7 it keeps the first two;
+    p = 0 keeps one. Shapes: logits (B, V) fp32 -> (B,) int64; streams: a random stream per row.
+    Errors: NumericError for logits that are no numbers.
     """
     if sampling.temperature < 1e-20:  # fp32 could not divide by it
         return logits.argmax(-1)
-    k = min(sampling.top_k or logits.size(-1), logits.size(-1))
+    n = logits.size(-1)
+    k = n if sampling.top_k is None else min(max(sampling.top_k, 1), n)
     values, ids = logits.topk(k)  # (B, k), best first
     # the best logit becomes 0 before the division: a tiny temperature cannot overflow
     probabilities = torch.softmax((values - values[:, :1]) / sampling.temperature, -1)
@@ -147,11 +149,14 @@ def sample_next_token(
         reached = before >= sampling.top_p
         reached[:, 0] = False
         probabilities = probabilities.masked_fill(reached, 0.0)
-    rows = range(len(logits))
-    drawn = [
-        torch.multinomial(probabilities[i], 1, generator=None if streams is None else streams[i])
-        for i in rows
-    ]
+    streams = streams or [None] * len(logits)
+    try:
+        drawn = [
+            torch.multinomial(row, 1, generator=stream)
+            for row, stream in zip(probabilities, streams, strict=True)
+        ]
+    except RuntimeError as error:
+        raise NumericError(f"the model's logits are no numbers ({error})") from None
     return ids.gather(-1, torch.stack(drawn)).squeeze(-1)
 
 

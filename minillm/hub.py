@@ -7,6 +7,7 @@ that the hub tells. Nothing is fetched unless tools/download.py is run.
 import errno
 import hashlib
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,17 +67,25 @@ def find_checkpoint(name: str | Path) -> Path:
 
 
 def fetch(
-    name: str, folder: Path, endpoint: str | None = None, token: str | None = None
-) -> list[Path]:
+    name: str, folder: Path, endpoint: str | None = None, token: str | None = None,
+    offline: bool = False,
+) -> list[Path]:  # fmt: skip
     """Fetches an official checkpoint into `folder`, all but what is there; returns its files.
 
-    `endpoint` is another hub's address. Errors: UserError saying what to do about a gated model,
-    a missing network, or a file whose SHA-256 is not the published one (it is removed).
+    `endpoint` is another hub's address; `offline` asks nobody and only checks. Errors: UserError
+    saying what to do about a gated model, a missing network, or a file whose SHA-256 is not the
+    published one (it is removed).
     """
     if name not in OFFICIAL:
         raise UserError(f"{name}: unknown; known: {', '.join(OFFICIAL)}")
     official, folder = OFFICIAL[name], folder.resolve()
-    paths = [_fetch_file(name, official, file, folder, endpoint, token) for file in official.files]
+
+    def get(file: str) -> Path:
+        if offline:
+            return _check_file(official, file, folder, endpoint)
+        return _fetch_file(official, file, folder, endpoint, token)
+
+    paths = [get(file) for file in official.files]
     index = folder / "model.safetensors.index.json"
     if index in paths:
         content = read_json(index)
@@ -84,15 +93,27 @@ def fetch(
         if not isinstance(shards, dict) or not all(_is_plain(s) for s in shards.values()):
             raise UserError(f"{index}: no weight_map of plain file names; do not trust it")
         for shard in sorted(set(shards.values())):
-            paths.append(_fetch_file(name, official, shard, folder, endpoint, token))
+            paths.append(get(shard))
     return paths
 
 
 def _is_plain(name: object) -> bool:
-    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+    return isinstance(name, str) and bool(re.fullmatch(r"[\w.-]+\.safetensors", name))
 
 
-def _fetch_file(name, official: Official, file: str, folder: Path, endpoint, token) -> Path:
+def _check_file(official: Official, file: str, folder: Path, endpoint: str | None) -> Path:
+    path, known = folder / file, official.sha256.get(file)
+    if not path.exists():
+        raise UserError(_no_network(official, file, folder, endpoint, "not here, and --offline"))
+    if known is not None and sha256_of(path) != known:
+        raise UserError(f"{path}: SHA-256 is not that of the published file; fetch it again")
+    return path
+
+
+def _fetch_file(official: Official, file: str, folder: Path, endpoint, token) -> Path:
+    # tries again by itself, five times and more: a silent hub is given up after half a minute
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "4")
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "4")
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     where = f"{official.repo}/{file}"
@@ -108,7 +129,8 @@ def _fetch_file(name, official: Official, file: str, folder: Path, endpoint, tok
             "account's settings, then run `hf auth login` or give --token"
         ) from None
     except errors.LocalEntryNotFoundError:
-        raise UserError(_no_network(where, folder, name)) from None
+        why = "the hub cannot be reached"
+        raise UserError(_no_network(official, file, folder, endpoint, why)) from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "an error")
         raise UserError(
@@ -116,8 +138,9 @@ def _fetch_file(name, official: Official, file: str, folder: Path, endpoint, tok
         ) from None
     except Exception as error:  # of the HTTP library that the hub's client uses, or of the disk
         if isinstance(error, OSError) and error.errno in DISK:
-            raise UserError(f"{folder / file}: {error.strerror}; free some space") from None
-        raise UserError(f"{_no_network(where, folder, name)} ({type(error).__name__})") from None
+            raise UserError(f"{folder / file}: {error.strerror}; check rights and space") from None
+        why = f"fetching it failed ({type(error).__name__})"
+        raise UserError(_no_network(official, file, folder, endpoint, why)) from None
     known = official.sha256.get(file, told if len(told) == 64 else None)
     if known is not None and sha256_of(path) != known:
         path.unlink()
@@ -127,10 +150,18 @@ def _fetch_file(name, official: Official, file: str, folder: Path, endpoint, tok
     return path
 
 
-def _no_network(where: str, folder: Path, name: str) -> str:
+def _no_network(
+    official: Official, file: str, folder: Path, endpoint: str | None, why: str
+) -> str:
+    """One line with all that is needed to get the file by hand."""
+    from huggingface_hub import hf_hub_url
+
+    known = official.sha256.get(file)
+    check = f" (SHA-256 {known})" if known else ""
+    url = hf_hub_url(official.repo, file, endpoint=endpoint)
     return (
-        f"{where}: the hub cannot be reached; go online and run the command again, "
-        f"or copy the files of {name} into {folder} by hand"
+        f"{official.repo}/{file}: {why}; go online and run the command again, or put {url}{check} "
+        f"into {folder} by hand"
     )
 
 

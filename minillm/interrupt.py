@@ -1,12 +1,10 @@
 """Ctrl-C and SIGTERM in a loop that must not be cut in the middle of a step."""
 
+import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from tqdm import tqdm
 
 from minillm.errors import Interrupted
 
@@ -34,7 +32,8 @@ def deferred_signals() -> Iterator[Asked]:
         if asked.signal is not None:
             raise Interrupted(number, "stopped at once")
         asked.signal = number
-        tqdm.write("finishing this step, then saving (again to stop at once)", file=sys.stderr)
+        # not print: a handler may come in the middle of one
+        os.write(2, b"\nfinishing this step, then saving (again to stop at once)\n")
 
     if threading.current_thread() is threading.main_thread():
         kept = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

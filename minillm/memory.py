@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from minillm.errors import UserError
+
 MIB = 2**20
 
 
@@ -50,6 +52,15 @@ def free_mib(device: torch.device) -> float:
     free = _proc("/proc/meminfo", "MemAvailable")
     limit, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     return min(free, max(0.0, (limit - used) / MIB)) if limit and used else free
+
+
+def check_fits(what: str, n_bytes: int, device: torch.device | str) -> None:
+    """Errors: UserError, before anything is allocated, if there is not that much memory."""
+    device = torch.device(device)
+    free = 0.0 if device.type == "meta" else free_mib(device)
+    if free and n_bytes / MIB > free:
+        raise UserError(f"{what}: needs {n_bytes / MIB:,.0f} MiB on {device}, {free:,.0f} are "
+                        "free; add --layers N, or a narrower dtype")  # fmt: skip
 
 
 def _number(path: str) -> int:

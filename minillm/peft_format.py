@@ -94,6 +94,8 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> n
 def load_tensors(model: nn.Module, file: Path, tensors: dict[str, LazyTensor]) -> None:
     """Puts trained tensors into their places, first making those that a plain model does not have:
     bottlenecks, biases, a head of its own. Errors: UserError for one that has no place."""
+    if not tensors:
+        raise UserError(f"{file}: no tensors in it; save the adapter again")
     for name, lazy in tensors.items():
         owner, _, leaf = name.rpartition(".")
         _make_place(model, owner, leaf, lazy, file)

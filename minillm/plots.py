@@ -1,6 +1,6 @@
 """Every picture the project draws. matplotlib is imported where a picture is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -145,3 +145,24 @@ def plot_memory(
         for axes in row:
             axes.set_yticks(range(len(bars)), [*bars], fontsize=7)
             axes.invert_yaxis()
+
+
+def plot_iso_loss(loss: Callable, optimum: Callable, budget: float, path: Path) -> None:
+    """Contours of `loss(params, tokens)`, the line of equal compute through `budget`, and the best
+    (params, tokens) of every budget."""
+    import numpy as np
+
+    best_params, best_tokens = optimum(budget)
+    with picture(path) as axes:
+        params = best_params * np.logspace(-2, 2, 160)
+        tokens = best_tokens * np.logspace(-2, 2, 160)
+        losses = loss(params[None], tokens[:, None])  # (tokens, params)
+        lines = axes.contour(params, tokens, losses, 18, linewidths=0.8)
+        axes.clabel(lines, fontsize=7)
+        axes.plot(params, budget / 6 / params, "--", color="grey", label=f"C = {budget:.3g} FLOPs")
+        path_of_best = np.array([optimum(budget * 10**x) for x in np.linspace(-4, 4, 60)])
+        axes.plot(*path_of_best.T, color="black", lw=1, label="best for its compute")
+        axes.plot(best_params, best_tokens, "o", color="black")
+        axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="fresh tokens")
+        axes.set(xlim=(params[0], params[-1]), ylim=(tokens[0], tokens[-1]))
+        axes.legend(fontsize=8)

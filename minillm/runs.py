@@ -6,10 +6,13 @@ that reads back is the truth. One process at a time holds the folder.
 
 import json
 import os
+import pickle
 import random
+import re
 import shutil
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -53,16 +56,20 @@ class Run:
             )
         elif resume and not known:
             raise UserError(f"{self.folder}: no run to resume; check --out-dir or drop --resume")
-        elif not known and any(f.name not in ("metrics.jsonl", ".lock") for f in self._files()):
+        elif not known and any(not _is_own(path) for path in self._files()):
             raise UserError(f"{self.folder}: a folder of something else; name another --out-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(self.folder)
-        for path in self._files():
-            if path.name != ".lock" and (overwrite or ".tmp." in path.name):  # of a killed process
-                _remove(path)
+        for path in self.folder.rglob(".*.tmp.*"):  # of a killed process
+            path.unlink()
+        for path in self._files() if overwrite else ():
+            if not _is_own(path) and path.name != "config.json":  # which are written anew: a kill
+                _remove(path)  # in here leaves a run that can be resumed or overwritten
         if resume:
             self._check_same(read_json(self.folder / "config.json"), config, override)
         self.metrics.touch()
+        if overwrite:
+            self.metrics.write_text("")
         write_json(self.folder / "config.json", config)
         self.wandb = _start_wandb(wandb_project, self.folder.name, config)
 
@@ -76,7 +83,7 @@ class Run:
     def _check_same(self, before: dict, now: dict, override: bool) -> None:
         """What a resumed run may not change unless told so: all but its length, place, reports."""
         free = {"max-iters", "epochs", "eval-every", "patience", "save", "keep-last", "save-every",
-                "wandb-project", "dry-run", "override"}  # fmt: skip
+                "wandb-project"}  # fmt: skip
         for name in (k for k in now if k not in free and before.get(k) != now[k]):
             what = f"{self.folder}: began with --{name} {before.get(name)}, not {now[name]}"
             if not override:
@@ -115,8 +122,12 @@ class Run:
         return next(iter(self._checkpoints()), None)
 
     def load_best(self) -> dict:
-        """What save_best wrote."""
-        return torch.load(self.folder / "best.pt", weights_only=True)
+        """What save_best wrote. Errors: UserError if it is damaged."""
+        path = self.folder / "best.pt"
+        try:
+            return _load_checked(path)
+        except DAMAGE as error:
+            raise UserError(f"{path}: damaged ({type(error).__name__}); train again") from None
 
     def load_newest(self) -> dict | None:
         """The newest checkpoint that reads back, or None; metrics.jsonl is cut back to its step
@@ -128,15 +139,13 @@ class Run:
         paths = self._checkpoints()
         for path in paths:
             try:
-                with zipfile.ZipFile(path) as archive:  # torch.load does not check the CRCs
-                    if archive.testzip() is not None:
-                        raise ValueError("checksum")
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception:
+                state = _load_checked(path)
+                step = int(state["step"])
+            except DAMAGE:
                 print(f"warning: {path}: damaged; trying the one before it", file=sys.stderr)
                 continue
             self._check_identity(path, state)
-            kept = [row for row in self.rows() if row["step"] <= state["step"]]
+            kept = [row for row in self.rows() if row["step"] <= step]
             with atomic_file(self.metrics) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
             return state
@@ -156,7 +165,9 @@ class Run:
                   "bit-identical to a run never stopped", file=sys.stderr)  # fmt: skip
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(self.folder.glob("step_*.pt"), reverse=True)
+        numbered = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in self._files()]
+        found = [(int(match[1]), path) for match, path in numbered if match]
+        return [path for _, path in sorted(found, reverse=True)]
 
 
 def _start_wandb(project: str | None, name: str, config: dict):
@@ -182,9 +193,11 @@ def read_metrics(path: Path) -> list[dict]:
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
@@ -194,6 +207,24 @@ def fresh_folder(root: str | Path, name: str) -> Path:
     while (folder := Path(root) / f"{name}-{number:03d}").exists():
         number += 1
     return folder
+
+
+# what torch.load and zipfile raise for damaged files, but not lack of memory or of rights
+DAMAGE = (RuntimeError, ValueError, LookupError, TypeError, EOFError, AttributeError,
+          pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, NotImplementedError)  # fmt: skip
+
+
+def _load_checked(path: Path) -> dict:
+    """A file of torch.save, its checksums checked: torch.load does not. Errors: one of DAMAGE."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ValueError("checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_own(path: Path) -> bool:
+    """What a run that was killed before it was complete may have left."""
+    return path.name in ("metrics.jsonl", ".lock") or ".tmp." in path.name
 
 
 def _remove(path: Path) -> None:

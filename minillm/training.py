@@ -1,11 +1,13 @@
 """The training loop, raw: autocast, backward, unscale, clip, step.
 
 One loop serves every objective and every method: it sees a model, a function
-`loss_fn(model, batch) -> (loss_sum, count)`, and trains whatever requires a gradient.
+`loss_fn(model, batch) -> (loss_sum, count)`, and trains whatever requires a gradient. A third
+value, {name: sum}, is logged as means over the count.
 """
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
@@ -20,7 +22,7 @@ from minillm.memory import used_mib
 from minillm.precision import Precision
 from minillm.runs import Run, set_rng_state
 
-LossFn = Callable[[nn.Module, tuple], tuple[Tensor, Tensor]]
+LossFn = Callable[[nn.Module, tuple], tuple]  # (Tensor, Tensor) or (Tensor, Tensor, dict)
 
 
 @dataclass(frozen=True)
@@ -94,21 +96,24 @@ def train(
     if progress.before is None and held_out is not None:
         progress.before = evaluate(model, loss_fn, held_out, precision)
     model.train()
+    if progress.step >= last_step:
+        print(f"already complete: {progress.step} of {last_step} steps", flush=True)
     bar = tqdm(total=last_step, initial=progress.step, desc="train", unit="step", leave=False)
     ended = progress.step >= last_step or out_of_patience(progress, settings)
     saved = time.monotonic()
     with deferred_signals() as asked, bar:
         while not ended:
             began = time.perf_counter()
-            losses, count, n_tokens = [], 0, 0
+            losses, count, n_tokens, told = [], 0, 0, Counter()
             for batch in batches.group(progress.step, settings.accumulation_steps):
                 batch = to_device(batch, precision.device)
                 with precision.autocast():
-                    loss_sum, loss_count = loss_fn(model, batch)
+                    loss_sum, loss_count, *more = loss_fn(model, batch)
                 scaler.scale(loss_sum).backward()
                 losses.append(loss_sum.detach())
                 count += int(loss_count)
                 n_tokens += count_tokens(batch)
+                told.update({k: float(v) for sums in more for k, v in sums.items()})
             loss = float(torch.stack(losses).sum()) / max(1, count)
             scaler.unscale_(optimizer)
             norm = average_and_clip(optimizer, count, settings.grad_clip)
@@ -118,8 +123,10 @@ def train(
             lr = set_lr(optimizer, lr_at(progress.step, last_step, settings))
             stepped = take_step(scaler, optimizer, progress)
             seconds = time.perf_counter() - began
-            if not stepped:
-                continue  # fp16 overflow: the same samples again, with half the scale
+            if not stepped:  # fp16 overflow: the same samples again, with half the scale
+                tqdm.write(f"step {progress.step + 1} overflowed fp16 and is taken again, its loss "
+                           f"scaled by {scaler.get_scale():g}")  # fmt: skip
+                continue
             progress.count(n_tokens, count, seconds)
             ended = progress.step >= last_step
             bar.update()
@@ -128,7 +135,7 @@ def train(
                 "step": progress.step, "loss": loss, "lr": lr, "grad_norm": norm,
                 "tokens": n_tokens, "supervised_tokens": count,
                 "tokens_per_s": n_tokens / seconds, "memory_mib": used_mib(precision.device),
-            }  # fmt: skip
+            } | {k: v / max(1, count) for k, v in told.items()}  # fmt: skip
             evaluated = ended or (every and progress.step % every == 0)
             if evaluated and held_out is not None:
                 row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
@@ -140,7 +147,7 @@ def train(
                 if evaluated or due or asked.signal:
                     save(run, progress, model, optimizer, scaler)
                     saved = time.monotonic()
-            asked.stop_if_asked(f"kept in {run.folder}; --resume continues" if run else "not kept")
+            asked.stop_if_asked(f"kept {run.newest()}; --resume continues" if run else "not kept")
     return progress, optimizer
 
 
@@ -263,7 +270,7 @@ def evaluate(
     for batch in tqdm(batches, desc="held-out", unit="batch", leave=False):
         batch = to_device(batch, precision.device)
         with precision.autocast():
-            loss_sum, loss_count = loss_fn(model, batch)
+            loss_sum, loss_count, *_ = loss_fn(model, batch)
         total += float(loss_sum)
         count += int(loss_count)
     model.train(was_training)
@@ -287,10 +294,14 @@ def note_held_out(row: dict, progress: Progress, model: nn.Module, run: Run | No
 
 
 def save(run: Run, progress: Progress, model: nn.Module, optimizer, scaler) -> None:
-    """Writes a checkpoint: all that `restore` puts back."""
+    """Writes a checkpoint: all that `restore` puts back. Errors: NumericError, and nothing is
+    written, for weights that are no numbers."""
+    weights = trainable_state(model)
+    if bad := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
+        raise NumericError(f"{bad[0]} holds no numbers after step {progress.step}; lower --lr; the "
+                           f"last good checkpoint is {run.newest()}")  # fmt: skip
     tensors = {
-        "model": trainable_state(model), "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
+        "model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
     }  # fmt: skip
     run.save(vars(progress) | tensors, progress.step)
 
@@ -326,4 +337,7 @@ def load_trainable(model: nn.Module, weights: dict[str, Tensor]) -> None:
     if trainable.keys() != weights.keys():
         raise UserError("the checkpoint trains other tensors; resume with the settings it began")
     for name, p in trainable.items():
+        if p.shape != weights[name].shape:
+            raise UserError(f"{name} is {tuple(weights[name].shape)} in the checkpoint, here "
+                            f"{tuple(p.shape)}; resume with the model it began with")  # fmt: skip
         p.copy_(weights[name])

@@ -7,6 +7,8 @@ Pickle files are opened with weights_only=True, always.
 """
 
 import os
+import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from minillm.errors import UserError
 from minillm.files import atomic_file, check_readable, read_json
+from minillm.memory import check_fits
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class LazyTensor:
         """`fill`, with the file named if it cannot be read. Errors: UserError."""
         try:
             self.fill(out)
+            if not bool(out.sum(dtype=torch.float32).isfinite()):  # one NaN is enough
+                raise UserError(f"{self.source}: holds NaN or infinite numbers; download it again")
         except UserError:
             raise
         except (SafetensorError, RuntimeError, ValueError) as error:
@@ -89,7 +94,13 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
 def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     try:
         mapped = zipfile.is_zipfile(path)  # the pre-zip format cannot be mapped
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's of TorchScript; the error says what it is
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(f"{path}: no plain file of weights, and nothing in it was run ({reason}); "
+                        "give .safetensors or a state_dict") from None  # fmt: skip
     except Exception as error:  # torch.load raises a dozen kinds, few with the file's name
         raise _damaged(path, error) from None
     is_weights = isinstance(state, dict) and all(
@@ -110,12 +121,18 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def open_hf_weights(folder: Path) -> dict[str, LazyTensor]:
     """The tensors of a Hugging Face folder, without the prefix that torch.compile leaves."""
-    found = open_weights(hf_weight_files(folder))
+    files, shards = hf_weight_files(folder)
+    found = open_weights(files)
+    for name, shard in shards.items():
+        if name in found and found[name].source.name != shard:
+            raise UserError(f"{folder}: the index says that {name} is in {shard}, it is in "
+                            f"{found[name].source.name}; download the index again")  # fmt: skip
     return {name.removeprefix("_orig_mod."): lazy for name, lazy in found.items()}
 
 
-def hf_weight_files(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face folder: safetensors first, then .bin, whole or sharded.
+def hf_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The weight files of a Hugging Face folder: safetensors first, then .bin, whole or sharded;
+    and which tensor is in which file, where an index says so.
 
     Errors: UserError when there are none, or the index names a file outside the folder.
     """
@@ -124,7 +141,7 @@ def hf_weight_files(folder: Path) -> list[Path]:
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ):
         if (folder / single).exists():
-            return [folder / single]
+            return [folder / single], {}
         if not (folder / index).exists():
             continue
         content = read_json(folder / index)
@@ -134,9 +151,10 @@ def hf_weight_files(folder: Path) -> list[Path]:
         names = sorted(set(map(str, shards.values())))
         for name in names:
             plain = name == os.path.basename(name) and "\0" not in name
-            if not plain or (folder / name).resolve().parent != folder.resolve():
+            # realpath, because resolve() fails on links that lead in a circle
+            if not plain or Path(os.path.realpath(folder / name)).parent != folder.resolve():
                 raise UserError(f"{folder / index}: {name!r} leaves the folder; do not trust it")
-        return [folder / name for name in names]
+        return [folder / name for name in names], {k: str(v) for k, v in shards.items()}
     raise UserError(
         f"{folder}: no weights (model.safetensors, pytorch_model.bin, or consolidated.00.pth); "
         "check the path or download the model"
@@ -160,6 +178,8 @@ def assign_weights(
     expected = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in expected.items()}
     check_names(shapes, {name: lazy.shape for name, lazy in tensors.items()}, where)
+    n_numbers = sum(parameter.numel() for parameter in expected.values())
+    check_fits(str(where), n_numbers * dtype.itemsize, device)
     for name, parameter in expected.items():
         value = torch.empty(parameter.shape, dtype=dtype, device=device)
         if not value.is_meta:

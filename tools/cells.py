@@ -49,17 +49,24 @@ def run_script(script: Path, folder: Path, flags: list[str]) -> None:
     lack of that, NumericError if its numbers broke down."""
     if (folder / "summary.json").exists():
         return
-    if (folder / "metrics.jsonl").exists():
+    if (folder / "metrics.jsonl").exists() and (folder / "config.json").exists():
         flags = [*flags, "--resume"]
     command = [sys.executable, str(script), "--out-dir", str(folder), *flags]
     with folder.with_name(f"{folder.name}.log").open("w") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.PIPE, text=True)
-    if done.returncode in (-9, 137):
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.PIPE, text=True)
+        try:
+            _, said = child.communicate()
+        except BaseException as stopped:  # let it save: Ctrl-C went to it as well, SIGTERM did not
+            if not isinstance(stopped, KeyboardInterrupt):
+                child.terminate()
+            child.wait()
+            raise
+    if child.returncode in (-9, 137):
         raise OutOfMemory(f"{folder}: the system ended the run, as it does for lack of memory")
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
-        reason = lines[-1].removeprefix("error: ") if lines else done.stderr[-300:]
-        kind = NumericError if done.returncode == 3 else UserError
+    if child.returncode != 0:
+        lines = [line for line in said.splitlines() if line.startswith("error")]
+        reason = lines[-1].removeprefix("error: ") if lines else said[-300:]
+        kind = NumericError if child.returncode == 3 else UserError
         kind = OutOfMemory if "out of memory" in reason else kind
         raise kind(f"{folder}: the run failed: {reason}")
 

@@ -21,6 +21,7 @@ def parse_args(argv=None):
     parser.add_argument("--endpoint", help="another hub's address (default: HF_ENDPOINT, or the "
         "public one)")  # fmt: skip
     parser.add_argument("--token", help="access token, for gated models (default: the saved one)")
+    parser.add_argument("--offline", action="store_true", help="only check what is there")
     return parser.parse_args(argv)
 
 
@@ -28,7 +29,7 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     for name in args.names:
         folder = (Path(args.out) if args.out else CHECKPOINTS) / name
-        files = fetch(name, folder, args.endpoint, args.token)
+        files = fetch(name, folder, args.endpoint, args.token, args.offline)
         size = sum(path.stat().st_size for path in files)
         print(f"{folder}: {len(files)} files, {size / 1e6:,.0f} MB, checked")
 

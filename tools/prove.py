@@ -93,7 +93,9 @@ def make_subject(
 
 
 def _with_adapter(model: nn.Module, folder: Path, force: bool) -> nn.Module:
-    own, named = set(model.parameters()), open_weights([folder / "adapter_model.safetensors"])
+    file = folder / "adapter_model.safetensors"
+    own = set(model.parameters())
+    named = open_weights([file if file.exists() else file.with_suffix(".bin")])
     model = load_adapter(model, folder, force)
     wide = next(iter(own)).dtype
     for name, p in model.named_parameters():

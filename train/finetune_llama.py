@@ -15,10 +15,12 @@ from minillm.adapt.methods import MethodOptions, adapt
 from minillm.cli import Parser, settings_of
 from minillm.data.batches import Batches
 from minillm.errors import friendly_errors
+from minillm.fingerprint import fingerprint
 from minillm.flags import add_flags, parse
 from minillm.losses import token_loss
 from minillm.memory import peak_mib, reset_peak
 from minillm.precision import choose_device, choose_precision
+from minillm.preflight import preflight
 from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, train
 
@@ -31,7 +33,7 @@ def parse_args(argv=None):
     return parse(parser, argv, LR)
 
 
-def main(argv=None) -> tuple[float, float]:
+def main(argv=None) -> tuple[float, float] | None:
     args = parse_args(argv)
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
@@ -48,7 +50,7 @@ def main(argv=None) -> tuple[float, float]:
     context = model.config.max_seq_len
     data = finetune.prepare_data(
         args.task, args.data, args.template, tokenizer, args.samples, args.held_out,
-        min(args.max_length, context),
+        min(args.max_length, context), args.skip_bad,
     )  # fmt: skip
     settings = TrainSettings.from_flags(vars(args))
     batches = Batches(
@@ -58,9 +60,18 @@ def main(argv=None) -> tuple[float, float]:
         data.held_out.rows, args.batch_size, tokenizer.pad_id, None, context, args.pack
     ))  # fmt: skip
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "finetune-llama")
-    run = Run(folder, settings_of(args), args.resume, args.overwrite, args.wandb_project)
-
     finetune.announce(model, base, precision, method, data, batches, args.accumulation_steps)
+    preflight(
+        model, token_loss, batches, data.held_out.rows, tokenizer.eos_id, precision,
+        args.accumulation_steps, folder,
+    )  # fmt: skip
+    if args.dry_run:
+        return None
+    identity = {"model": fingerprint(model)["bfloat16"], "data": data.hash()}
+    run = Run(
+        folder, settings_of(args), args.resume, args.overwrite, args.wandb_project, identity,
+        args.override,
+    )  # fmt: skip
     finetune.show_answers(model, tokenizer, data, "before")
     reset_peak(device)
     progress, optimizer = train(model, token_loss, batches, held_out, settings, precision, run)

@@ -2,15 +2,26 @@
 
 from pathlib import Path
 
-from minillm.data.samples import Sample, Splits, read_rows, split_by_hash, text_field
+from minillm.data.samples import (
+    Sample,
+    Splits,
+    make_samples,
+    read_rows,
+    split_by_hash,
+    text_field,
+)
 from minillm.data.templates import Template
 from minillm.data.tinyworld import instructions
 
 
-def read_alpaca(path: str | Path, template: Template) -> list[Sample]:
+def read_alpaca(
+    path: str | Path, template: Template, bad: list[str] | None = None
+) -> list[Sample]:
     """Alpaca's JSON list, or JSONL with one object a line: instruction, input (may be missing or
     empty), output. Errors: UserError naming file, line (or row) and field."""
-    return [_sample(row, template, where) for row, where in read_rows(Path(path))]
+    return make_samples(
+        read_rows(Path(path)), lambda row, where: _sample(row, template, where), bad
+    )
 
 
 def _sample(row: object, template: Template, where: str) -> Sample:
@@ -20,9 +31,9 @@ def _sample(row: object, template: Template, where: str) -> Sample:
     return Sample(prompt, output, row=f"{instruction}\0{given}")
 
 
-def alpaca_splits(path: str | Path, template: Template) -> Splits:
+def alpaca_splits(path: str | Path, template: Template, bad: list[str] | None = None) -> Splits:
     """A tenth of the rows is held out, by a hash of the row; there is no test split."""
-    return Splits(*split_by_hash(read_alpaca(path, template), path), [])
+    return Splits(*split_by_hash(read_alpaca(path, template, bad), path), [])
 
 
 def tinyworld_instructions(n_train: int, n_held_out: int, template: Template) -> Splits:

@@ -12,6 +12,7 @@ from pathlib import Path
 from minillm.data.samples import (
     Sample,
     Splits,
+    make_samples,
     read_rows,
     read_splits,
     split_by_place,
@@ -27,7 +28,9 @@ from minillm.files import read_text
 LINES = 8  # of a passage: one to begin with, seven to write
 
 
-def read_passages(path: str | Path, template: Template) -> Splits:
+def read_passages(
+    path: str | Path, template: Template, bad: list[str] | None = None
+) -> Splits:
     """From a plain text file, such as Shakespeare's works: every eighth line begins a passage.
 
     A speaker's name alone on its line (`HAMLET:`) begins none; it belongs to what follows.
@@ -61,15 +64,19 @@ def _is_name(lines: list[str], i: int) -> bool:
     return lines[i].endswith(":") and (i == 0 or not lines[i - 1])
 
 
-def read_completions(path: str | Path, template: Template) -> Splits:
+def read_completions(
+    path: str | Path, template: Template, bad: list[str] | None = None
+) -> Splits:
     """From a folder with train, validation and test.jsonl, or one JSONL file (prompt, completion),
     of which a tenth each is held out by a hash of the row. The completion is taken as it is: one
     that follows after a space begins with it. Errors: UserError naming file, line and field."""
 
     def read(file: Path) -> list[Sample]:
-        pairs = [[text_field(row, name, where) for name in ("prompt", "completion")]
-                 for row, where in read_rows(file)]  # fmt: skip
-        return [Sample(template.fill(prompt=asked), told, row=asked) for asked, told in pairs]
+        return make_samples(read_rows(file), make, bad)
+
+    def make(row: object, where: str) -> Sample:
+        asked, told = (text_field(row, name, where) for name in ("prompt", "completion"))
+        return Sample(template.fill(prompt=asked), told, row=asked)
 
     return read_splits(path, read, ["jsonl"])
 

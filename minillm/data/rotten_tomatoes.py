@@ -7,7 +7,15 @@ GPT-2's; so a prompt ends without one.
 import itertools
 from pathlib import Path
 
-from minillm.data.samples import Sample, Splits, read_rows, read_splits, split_by_place, text_field
+from minillm.data.samples import (
+    Sample,
+    Splits,
+    make_samples,
+    read_rows,
+    read_splits,
+    split_by_place,
+    text_field,
+)
 from minillm.data.templates import Template
 from minillm.data.tinyworld import reviews
 from minillm.errors import UserError
@@ -18,7 +26,9 @@ ORIGINAL = ("rt-polarity.neg", "rt-polarity.pos")  # by label
 PER_LABEL = 5331  # reviews of each label in the original, and in tinyworld's stand-in
 
 
-def read_rotten_tomatoes(path: str | Path, template: Template) -> Splits:
+def read_rotten_tomatoes(
+    path: str | Path, template: Template, bad: list[str] | None = None
+) -> Splits:
     """From a folder with the original two files, or train/validation/test.jsonl, or from one
     JSONL file (text, label 0 or 1), of which a tenth each is held out by a hash of the row.
 
@@ -33,7 +43,7 @@ def read_rotten_tomatoes(path: str | Path, template: Template) -> Splits:
         return split_by_label(by_label, template)
     if path.is_dir() and not any(path.glob("*.jsonl")):
         raise UserError(f"{path}: neither {ORIGINAL[1]} nor train.jsonl; check the path")
-    return read_splits(path, lambda file: _read_jsonl(file, template), ["jsonl"])
+    return read_splits(path, lambda file: _read_jsonl(file, template, bad), ["jsonl"])
 
 
 def tinyworld_reviews(n_train: int, n_held_out: int, template: Template) -> Splits:
@@ -75,11 +85,11 @@ def _read_lines(path: Path) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def _read_jsonl(path: Path, template: Template) -> list[Sample]:
-    return alternate([
-        _sample(text_field(row, "text", where), _label(row, where), template)
-        for row, where in read_rows(path)
-    ])  # fmt: skip
+def _read_jsonl(path: Path, template: Template, bad: list[str] | None) -> list[Sample]:
+    def make(row: object, where: str) -> Sample:
+        return _sample(text_field(row, "text", where), _label(row, where), template)
+
+    return alternate(make_samples(read_rows(path), make, bad))
 
 
 def _label(row: dict, where: str) -> int:

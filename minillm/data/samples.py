@@ -84,10 +84,32 @@ def text_field(row: object, field: str, where: str, default: str | None = None) 
     return value
 
 
-def read_rows(path: Path) -> list[tuple[object, str]]:
-    """The rows of a JSON list or a JSONL file, each with the place to name in an error.
+Rows = list[tuple[object, str]]  # what a row holds, and the place to name in an error
 
-    Errors: UserError for broken JSON (with its line) and for a file without rows.
+
+def make_samples(
+    rows: Rows, make: Callable[[object, str], Sample], bad: list[str] | None
+) -> list[Sample]:
+    """`make(row, where)` of every row. `bad` collects what is wrong with rows, which are then left
+    out; None: the first of them is an error. Errors: UserError."""
+    samples = []
+    for row, where in rows:
+        try:
+            if isinstance(row, UserError):
+                raise row
+            samples.append(make(row, where))
+        except UserError as error:
+            if bad is None:
+                raise
+            bad.append(str(error))
+    return samples
+
+
+def read_rows(path: Path) -> Rows:
+    """The rows of a JSON list or a JSONL file, each with the place to name in an error; in place of
+    a broken line the UserError that it is, for make_samples.
+
+    Errors: UserError for a broken list (with its line) and for a file without rows.
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
@@ -103,13 +125,14 @@ def read_rows(path: Path) -> list[tuple[object, str]]:
         for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
+            where = f"{path}:{number}"
             try:
-                rows.append((json.loads(line), f"{path}:{number}"))
+                row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: broken JSON ({error.msg}); fix it") from None
+                row = UserError(f"{where}: broken JSON ({error.msg}); fix it, or add --skip-bad")
             except (RecursionError, ValueError):
-                raise UserError(f"{path}:{number}: nested too deep or a number too long; fix it") \
-                    from None
+                row = UserError(f"{where}: nested too deep or a number too long; fix it")
+            rows.append((row, where))
     if not rows:
         raise UserError(f"{path}: no samples in this file; give one with at least two")
     return rows
@@ -186,7 +209,7 @@ def read_splits(
     return Splits(*(read(file) for file in found))
 
 
-def read_csv_rows(path: Path) -> list[tuple[dict, str]]:
+def read_csv_rows(path: Path) -> Rows:
     """The rows of a CSV file with a header, each with the place to name in an error.
 
     Errors: UserError for a broken file and one without rows.

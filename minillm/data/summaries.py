@@ -9,6 +9,7 @@ from pathlib import Path
 from minillm.data.samples import (
     Sample,
     Splits,
+    make_samples,
     read_csv_rows,
     read_rows,
     read_splits,
@@ -21,7 +22,9 @@ from minillm.data.tinyworld import articles
 from minillm.errors import UserError
 
 
-def read_cnn_dailymail(path: str | Path, template: Template) -> Splits:
+def read_cnn_dailymail(
+    path: str | Path, template: Template, bad: list[str] | None = None
+) -> Splits:
     """From a folder with train, validation and test.csv, or one CSV file (columns article and
     highlights), of which a tenth each is held out by a hash of the row.
 
@@ -29,12 +32,13 @@ def read_cnn_dailymail(path: str | Path, template: Template) -> Splits:
     """
 
     def read(file: Path) -> list[Sample]:
-        return [_article(row, template, where) for row, where in read_csv_rows(file)]
+        rows = read_csv_rows(file)
+        return make_samples(rows, lambda row, where: _article(row, template, where), bad)
 
     return read_splits(path, read, ["csv"])
 
 
-def read_tldr(path: str | Path, template: Template) -> Splits:
+def read_tldr(path: str | Path, template: Template, bad: list[str] | None = None) -> Splits:
     """From a folder with train, valid and test.jsonl, or one JSONL file (subreddit, title, post,
     summary), of which a tenth each is held out by a hash of the row.
 
@@ -42,7 +46,7 @@ def read_tldr(path: str | Path, template: Template) -> Splits:
     """
 
     def read(file: Path) -> list[Sample]:
-        return [_post(row, template, where) for row, where in read_rows(file)]
+        return make_samples(read_rows(file), lambda row, where: _post(row, template, where), bad)
 
     return read_splits(path, read, ["jsonl"])
 

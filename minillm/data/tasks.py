@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from minillm.data.alpaca import alpaca_splits, tinyworld_instructions
 from minillm.data.passages import (
@@ -12,6 +11,7 @@ from minillm.data.passages import (
     tinyworld_completions,
     tinyworld_passages,
 )
+from minillm.data.preferences import read_preferences, tinyworld_preferences
 from minillm.data.rotten_tomatoes import LABELS, read_rotten_tomatoes, tinyworld_reviews
 from minillm.data.samples import Splits
 from minillm.data.summaries import (
@@ -25,7 +25,8 @@ from minillm.data.templates import Template
 
 @dataclass(frozen=True)
 class Task:
-    """`read` takes the official files, `tinyworld` makes bundled data (at least so many samples
+    """`read` takes the official files, and a list for the faults of rows where those are to be left
+    out (else the first is an error); `tinyworld` makes bundled data (at least so many samples
     to train on and held out); `field` is what a template must have a place for.
 
     `labels` where the answer is one of a few; `baselines` what an answer is held against, by name,
@@ -35,7 +36,7 @@ class Task:
 
     template: str
     field: str
-    read: Callable[[str | Path, Template], Splits]
+    read: Callable[..., Splits]  # (path, template, bad=None)
     tinyworld: Callable[[int, int, Template], Splits]
     labels: tuple[str, ...] = ()
     baselines: dict[str, Callable[[dict], str]] = field(default_factory=dict)
@@ -71,6 +72,9 @@ TASKS = {
         baselines={"title": lambda row: row["title"], "lead-2": first(2, "post"),
                    "whole post": lambda row: row["post"]},
         answer_tokens=80,
+    ),
+    "preferences": Task(
+        "alpaca", "instruction", read_preferences, tinyworld_preferences, has_test=False
     ),
     "completion": Task("prompt", "prompt", read_completions, tinyworld_completions),
     "shakespeare": Task(

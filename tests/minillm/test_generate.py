@@ -85,7 +85,7 @@ def test_nothing_to_do_gives_nothing(model):
         ({"prompts": [[-1]]}, "-1"),
         ({"temperature": -1}, "temperature -1"),
         ({"temperature": math.nan}, "temperature nan"),
-        ({"top_k": 0}, "top_k 0"),
+        ({"top_k": -1}, "top_k -1"),
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"repetition_penalty": 0}, "repetition_penalty 0"),
         ({"max_new_tokens": -1}, "max_new_tokens -1"),
@@ -118,6 +118,10 @@ def test_top_p_keeps_the_fewest_that_reach_it(p, kept):
     assert draws(logits, temperature=1.0, top_p=p) == {1, 0, 2} - {0, 2}.difference(
         {0} if kept > 1 else set(), {2} if kept > 2 else set()
     )
+
+
+def test_a_top_k_of_0_keeps_the_best():
+    assert draws([0.0, 1.0, 0.5], temperature=1.0, top_k=0) == {1}
 
 
 def test_a_top_k_above_the_vocabulary_filters_nothing():

@@ -1,0 +1,121 @@
+"""Direct preference optimisation: of two answers, make the better one likelier than it was.
+
+loss = -log sigmoid(r_w - r_l) with the implicit reward r(y) = beta log(pi(y) / pi_ref(y)), whose
+gradient is -beta sigmoid(r_l - r_w) (grad log pi(y_w) - grad log pi(y_l)): equation 7 of
+Rafailov et al. 2023. The reference pi_ref is the model as it was before.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minillm.adapt.lora_linear import LoRALinear
+from minillm.data.batches import Row, collate
+from minillm.data.samples import Sample, shorten
+from minillm.generate import generate
+from minillm.losses import IGNORED, sequence_logprobs
+from minillm.precision import Precision
+from minillm.training import to_device
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[nn.Module]:
+    """The model with its LoRA layers switched off, while it is on."""
+    layers = [m for m in model.modules() if isinstance(m, LoRALinear) and m.is_lora()]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.enabled = True
+
+
+class DPO:
+    """The objective, for `train`: batches hold pairs, the better answer in the even rows.
+
+    The reference is the model itself with LoRA switched off; where the base itself trains, a frozen
+    copy made now. Units: log-probabilities of whole answers, EOS included, in nats.
+    """
+
+    def __init__(self, model: nn.Module, beta: float):
+        self.beta = beta
+        has_lora = any(isinstance(m, LoRALinear) and m.is_lora() for m in model.modules())
+        self.copy = None if has_lora else copy.deepcopy(model).eval().requires_grad_(False)
+
+    def __call__(self, model: nn.Module, batch: tuple) -> tuple[Tensor, Tensor, dict]:
+        """Summed loss, number of pairs, and the sums of `margin` and `accuracy`.
+
+        Shapes: batch = (tokens (2P, T), labels (2P, T), ...), the prompts without labels.
+        """
+        policy = sequence_logprobs(model, batch)  # (2P,)
+        rewards = self.beta * (policy - self.reference_logprobs(model, batch))
+        margins = rewards[0::2] - rewards[1::2]  # (P,)
+        told = {"margin": margins.detach().sum(), "accuracy": (margins.detach() > 0).sum()}
+        return -F.logsigmoid(margins).sum(), torch.tensor(len(margins)), told
+
+    @torch.no_grad()
+    def reference_logprobs(self, model: nn.Module, batch: tuple) -> Tensor:
+        """What the reference gives to the same answers, (2P,)."""
+        if self.copy is not None:
+            return sequence_logprobs(self.copy, batch)
+        with without_lora(model):
+            return sequence_logprobs(model, batch)
+
+
+@torch.no_grad()
+def preference_report(
+    model: nn.Module, dpo: DPO, batches: Iterable, precision: Precision
+) -> dict[str, float]:
+    """Means over pairs: loss, margin, accuracy (how often the better answer gained more), and
+    `likelier`, how often it is the likelier one outright; n pairs. Dropout off."""
+    was_training = model.training
+    model.eval()
+    sums = dict.fromkeys(("loss", "margin", "accuracy", "likelier"), 0.0)
+    n = 0
+    for batch in tqdm(batches, desc="preferences", unit="batch", leave=False):
+        batch = to_device(batch, precision.device)
+        with precision.autocast():
+            loss, count, told = dpo(model, batch)
+            logprobs = sequence_logprobs(model, batch)
+        likelier = (logprobs[0::2] > logprobs[1::2]).sum()
+        for name, value in {"loss": loss, "likelier": likelier, **told}.items():
+            sums[name] += float(value)
+        n += int(count)
+    model.train(was_training)
+    return {name: value / n for name, value in sums.items()} | {"n": n}
+
+
+@torch.no_grad()
+def kl_to_reference(
+    model: nn.Module, dpo: DPO, tokenizer, samples: list[Sample], max_new_tokens: int, seed: int
+) -> tuple[float, float]:
+    """KL(pi || pi_ref) of whole answers in nats, and its standard error: the mean of
+    log pi(y) - log pi_ref(y) over answers y drawn from pi at temperature 1, one for each sample."""
+    room = model.config.max_seq_len - max_new_tokens
+    fitting = [shorten(sample, tokenizer, room) for sample in samples]
+    prompts = [tokenizer.encode(sample.prompt, bos=True)[:room] for sample in fitting]
+    answers = generate(model, prompts, max_new_tokens, temperature=1.0, eos_id=tokenizer.eos_id,
+                       seed=seed)  # fmt: skip
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens = torch.tensor(prompt + answer)
+        labels = tokens.clone()
+        labels[: len(prompt)] = IGNORED
+        rows.append(Row(tokens, labels))
+    was_training = model.training
+    model.eval()
+    device, found = next(model.parameters()).device, []
+    for start in range(0, len(rows), 16):
+        batch = collate(rows[start : start + 16], tokenizer.pad_id, model.config.max_seq_len)
+        batch = to_device(batch, device)
+        found.append(sequence_logprobs(model, batch) - dpo.reference_logprobs(model, batch))
+    model.train(was_training)
+    gaps = torch.cat(found)
+    return float(gaps.mean()), float(gaps.std()) / math.sqrt(len(gaps))

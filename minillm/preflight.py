@@ -1,0 +1,143 @@
+"""Checks before the first step, a line each: what would fail at hour nine fails now.
+
+The largest forward of the run is taken once, backward and all, and forgotten: the random streams
+are put back and no gradient stays, so a run with these checks is a run without them, bit for bit.
+"""
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minillm.data.batches import Batches, Row
+from minillm.errors import NumericError, UserError
+from minillm.losses import IGNORED
+from minillm.memory import MIB, free_mib
+from minillm.precision import Precision, has_native_bf16
+from minillm.training import LossFn, to_device
+
+CHECKPOINT = 3  # times the trainable numbers: themselves and AdamW's two moments
+FILES = 4  # checkpoints at once: the newest two, one being written, and (smaller) the best
+
+
+def preflight(
+    model: nn.Module, loss_fn: LossFn, batches: Batches, held_out: list[Row], eos_id: int,
+    precision: Precision, accumulation_steps: int, folder: Path,
+) -> None:  # fmt: skip
+    """Prints what was checked. Errors: UserError with what to change where the run cannot succeed;
+    NumericError for a loss that is no number to begin with; RuntimeError for a gradient that goes
+    missing or astray, which is a fault of ours."""
+    lines = [
+        check_device(precision), check_context(batches.rows, held_out, model.config.max_seq_len),
+        check_labels(batches.rows, eos_id), check_disk(model, folder),
+        check_memory(model, batches, precision, accumulation_steps),
+        dry_step(model, loss_fn, batches.largest(accumulation_steps), precision),
+    ]  # fmt: skip
+    for number, line in enumerate(lines):
+        print(f"{'checks' if number == 0 else '':>8}: {line}", flush=True)
+
+
+def check_device(precision: Precision) -> str:
+    """Whether the installed PyTorch has code for this GPU, and the dtype is the hardware's own."""
+    device = precision.device
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        built = torch.cuda.get_arch_list()
+        known = any(arch.startswith(("sm_", "compute_")) and _runs(arch, major, minor)
+                    for arch in built)  # fmt: skip
+        if built and not known:
+            raise UserError(f"{device}: a GPU of capability {major}.{minor}, but this PyTorch is "
+                            f"built for {', '.join(built)}; install one that is")  # fmt: skip
+    emulated = precision.name == "bf16" and not has_native_bf16(device)
+    note = "bf16 is emulated here, which is slow: fp32 or auto is better" if emulated else "native"
+    return f"{precision.name} products on {device}: {note}"
+
+
+def _runs(arch: str, major: int, minor: int) -> bool:
+    """sm_86 runs on capability 8.6 to 8.9; compute_80 is compiled on the spot for 8.0 and later."""
+    kind, _, digits = arch.partition("_")
+    digits = "".join(c for c in digits if c.isdigit())
+    built = int(digits[:-1]), int(digits[-1])
+    if kind == "sm":
+        return built[0] == major and built[1] <= minor
+    return built <= (major, minor)
+
+
+def check_context(rows: list[Row], held_out: list[Row], context: int) -> str:
+    """The longest sample of each side against the model's context."""
+    longest = [max(len(row.tokens) for row in side) for side in (rows, held_out)]
+    if max(longest) - 1 > context:
+        raise UserError(f"a sample of {max(longest)} tokens does not fit the context of {context}; "
+                        "lower --max-length")  # fmt: skip
+    return f"longest sample {longest[0]} tokens, held out {longest[1]}; the context is {context}"
+
+
+def check_labels(rows: list[Row], eos_id: int) -> str:
+    """What share of the tokens is supervised, and whether the model is shown where to stop."""
+    n_tokens = sum(len(row.tokens) for row in rows)
+    n_labels = sum(int((row.labels[1:] != IGNORED).sum()) for row in rows)
+    if n_labels == 0:
+        raise UserError("no training token is supervised; raise --max-length or give other data")
+    ended = sum(bool((row.labels == eos_id).any()) for row in rows)
+    never = "" if ended else ": the model will not learn to stop"
+    return (f"{n_labels / n_tokens:.1%} of the tokens supervised; {ended} of {len(rows)} samples "
+            f"end with the end-of-text token{never}")  # fmt: skip
+
+
+def check_disk(model: nn.Module, folder: Path) -> str:
+    """What checkpoints will take against what is free."""
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    need = FILES * CHECKPOINT * trained
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise UserError(f"{folder}: no space for checkpoints (need {need / MIB:,.0f} MiB, free "
+                        f"{free / MIB:,.0f}); name another --out-dir")  # fmt: skip
+    return f"a checkpoint takes {CHECKPOINT * trained / MIB:,.1f} MiB of {free / MIB:,.0f} free"
+
+
+def check_memory(
+    model: nn.Module, batches: Batches, precision: Precision, accumulation_steps: int
+) -> str:
+    """What a step will take beyond the weights, which are there, against what is free."""
+    from minillm.footprint import predict_footprint  # takes 0.7 s: not for --help
+
+    batch = batches.largest(accumulation_steps)
+    found = predict_footprint(model, batch, precision, accumulation_steps)
+    need, free = (found.total - found.frozen - found.trainable) / MIB, free_mib(precision.device)
+    if free and need > free:
+        raise UserError(
+            f"memory: a step needs {need:,.0f} MiB beside the weights, {free:,.0f} are free; lower "
+            "--batch-size, --pack or --max-length, or add --gradient-checkpointing"
+        )
+    return f"a step takes {need:,.1f} MiB beside the weights, {free:,.0f} are free"
+
+
+def dry_step(model: nn.Module, loss_fn: LossFn, batch: tuple, precision: Precision) -> str:
+    """Forward and backward of one batch: who gets a gradient. Nothing of it stays."""
+    named, was_training = dict(model.named_parameters()), model.training
+    devices = [precision.device] if precision.device.type == "cuda" else []
+    batch = to_device(batch, precision.device)
+    with torch.random.fork_rng(devices):
+        model.train()
+        with precision.autocast():
+            loss, count, *_ = loss_fn(model, batch)
+        loss.backward()
+        model.train(was_training)
+    loss = float(loss.detach()) / max(1, int(count))
+    got = {name for name, p in named.items() if p.grad is not None}
+    for p in named.values():
+        p.grad = None
+    trained = {name for name, p in named.items() if p.requires_grad}
+    if not math.isfinite(loss):
+        raise NumericError(f"the loss is {loss} before any step; the weights hold no numbers, or "
+                           "--precision fp16 is too narrow for them")  # fmt: skip
+    if missed := sorted(trained - got):
+        raise RuntimeError(f"no gradient reached {', '.join(missed[:5])}")
+    if astray := sorted(got - trained):
+        raise RuntimeError(f"a gradient reached frozen {', '.join(astray[:5])}")
+    n_frozen = len(named) - len(trained)
+    return f"a dry step: a gradient for all {len(trained)} trained tensors, for none of " \
+           f"{n_frozen} frozen; loss {loss:.4f}"  # fmt: skip

@@ -1,0 +1,103 @@
+"""DPO: its start, its gradient, its reference, and pairs that stay together."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from minillm import add_lora, mark_only_lora_as_trainable
+from minillm.data.batches import Row, collate
+from minillm.data.preferences import PairBatches, encode_pairs, read_preferences
+from minillm.data.templates import TEMPLATES
+from minillm.dpo import DPO
+from minillm.losses import sequence_logprobs
+from tests.conftest import MODELS
+from train import dpo as script
+
+KINDS = ("llama-gqa", "gpt2")
+
+
+def pairs(n: int = 4):
+    rows = []
+    for i in range(2 * n):
+        tokens = torch.randint(2048, (8 + 3 * i,))
+        labels = tokens.clone()
+        labels[:5] = -100
+        rows.append(Row(tokens, labels))
+    return collate(rows, 0)
+
+
+def adapted(kind, dropout=0.0):
+    model = MODELS[kind]().double()
+    add_lora(model.train(), ("c_attn",) if kind == "gpt2" else ("wq", "wv"), 4, 8, dropout)
+    return mark_only_lora_as_trainable(model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lora", [True, False])
+def test_it_begins_at_ln_2(kind, lora):
+    model = adapted(kind, dropout=0.3) if lora else MODELS[kind]().double()
+    loss, count, told = DPO(model, 0.1)(model.train(), pairs())
+    assert float(loss) / int(count) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(told["margin"]) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_equation_7(kind):
+    model, batch, beta = adapted(kind), pairs(), 0.3
+    for name, p in model.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(p, std=0.05)
+    dpo = DPO(model, beta)
+    dpo(model, batch)[0].backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    got = [p.grad.clone() for p in trained]
+    policy = sequence_logprobs(model, batch)
+    rewards = beta * (policy.detach() - dpo.reference_logprobs(model, batch))
+    weight = torch.sigmoid(rewards[1::2] - rewards[0::2])
+    want = torch.autograd.grad(-beta * (weight * (policy[0::2] - policy[1::2])).sum(), trained)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_reference_stays_when_the_model_moves(lora):
+    model, batch = adapted("gpt2") if lora else MODELS["gpt2"]().double(), pairs()
+    dpo = DPO(model, 0.1)
+    before = dpo.reference_logprobs(model, batch)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+    for mode in (True, False):
+        torch.testing.assert_close(dpo.reference_logprobs(model.train(mode), batch), before)
+    assert (sequence_logprobs(model, batch) - before).abs().max() > 1e-3
+
+
+def test_pairs_stay_together_in_every_order(tokenizer, tmp_path):
+    rows = [{"prompt": f"Say {i}.", "chosen": f"{i}", "rejected": f"not {i}"} for i in range(30)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = read_preferences(tmp_path / "p.jsonl", TEMPLATES["alpaca"])
+    encoded = encode_pairs(splits.train, tokenizer, 200)
+    batches = PairBatches(encoded.rows, 6, tokenizer.pad_id, 5)
+    seen = []
+    for step in range(batches.groups_per_epoch(1)):
+        (batch,) = batches.group(step, 1)
+        texts = []
+        for tokens, labels in zip(batch.tokens, batch.labels, strict=True):
+            texts.append(tokenizer.decode(tokens[labels >= 0].tolist()))
+        for chosen, rejected in zip(texts[0::2], texts[1::2], strict=True):
+            assert rejected == f"not {chosen.strip()}"
+        seen += texts
+    assert len(seen) == 2 * len(splits.train)
+
+
+def test_a_short_run_prefers_the_better_answers(tmp_path):
+    found = script.main(["--layers", "1", "--samples", "64", "--held-out", "16", "--epochs", "2",
+                         "--lr", "0.003", "--out-dir", str(tmp_path / "run")])  # fmt: skip
+    assert found["before"]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert found["after"]["accuracy"] > 0.7 and found["after"]["kl"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert {"margin", "accuracy"} <= rows[0].keys() and rows[-1]["margin"] > rows[0]["margin"]
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()

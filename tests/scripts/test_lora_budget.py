@@ -1,0 +1,68 @@
+"""tools/lora_budget.py: the course's numbers, and counts against real modules."""
+
+import pytest
+import torch
+from torch import nn
+
+from minillm.errors import UserError
+from tools import lora_budget
+
+GPT3 = ["--init", "gpt-3", "--params", "175e9", "--targets", "q,v", "--rank", "4"]
+
+
+def test_the_courses_answers():
+    found = lora_budget.main(GPT3)
+    assert found["full fine-tuning"] == 3.5e13
+    assert found["adapted matrices"] == 100 * 57_982_058_496
+    assert found["LoRA"] == 100 * 37_748_736
+    assert found["LoRA and the shared base"] == pytest.approx(3.54e11, rel=1e-3)
+    assert found["adapted matrices and the shared base"] == pytest.approx(6.15e12, rel=1e-3)
+
+
+def test_half_as_many_matrices_leave_room_for_twice_the_rank():
+    budget = str(100 * 37_748_736)
+    found = lora_budget.main(["--init", "gpt-3", "--targets", "v", "--budget", budget])
+    assert found["rank"] == 8
+
+
+def test_a_budget_below_rank_1_is_refused():
+    with pytest.raises(UserError, match="rank 1 takes"):
+        lora_budget.main(["--init", "gpt2", "--budget", "1000"])
+
+
+@pytest.mark.parametrize(("preset", "targets", "count"), [
+    ("llama-2-7b", "wq,wv", 32 * 2 * 4 * (4096 + 4096)), ("gpt2", "c_attn", 12 * 4 * (768 + 2304)),
+])  # fmt: skip
+def test_any_preset_and_targets(preset, targets, count):
+    found = lora_budget.main(["--init", preset, "--targets", targets, "--models", "1"])
+    assert found["LoRA"] == 2 * count
+
+
+def test_training_memory_by_category():
+    found = lora_budget.main(["--init", "gpt2", "--layers", "2", "--tokens", "64"])["training"]
+    assert found["trainable weights"] == 4 * 2 * 4 * (768 + 2304)
+    assert found["optimizer state"] == 2 * found["trainable weights"]
+
+
+def test_the_courses_network():
+    widths = [2 ** (10 - layer) for layer in range(11)]
+    found = lora_budget.main(["--mlp", ",".join(map(str, widths)), "--rank", "4"])
+    assert found == {
+        "hidden units": 1022, "parameters": 700_073, "bitfit": 1023, "adapters": 9247,
+    }  # fmt: skip
+
+
+def test_a_network_is_counted_as_pytorch_counts_it():
+    widths, rank = [7, 5, 3], 2
+    layers = [nn.Linear(a, b) for a, b in ((7, 5), (5, 3))]
+    bottlenecks = [nn.Sequential(nn.Linear(n, rank), nn.Linear(rank, n)) for n in (5, 3)]
+    found = lora_budget.main(["--mlp", ",".join(map(str, widths)), "--rank", str(rank)])
+    assert found["parameters"] == sum(p.numel() for m in layers for p in m.parameters())
+    assert found["adapters"] == sum(p.numel() for m in bottlenecks for p in m.parameters())
+
+
+@pytest.mark.parametrize("argv", [[], ["--init", "gpt2", "--mlp", "2,1"], ["--mlp", "3"]])
+def test_what_cannot_be_counted_is_refused(argv):
+    with pytest.raises(UserError, match="give"):
+        lora_budget.main(argv)
+    assert torch.is_grad_enabled()

@@ -1,0 +1,56 @@
+"""tools/scaling_laws.py: the course's numbers, and formulas against searches and sums."""
+
+import pytest
+
+from minillm.errors import UserError
+from tools import scaling_laws
+from tools.scaling_laws import PUBLISHED, REFITTED, effective_tokens, more_epochs
+
+COURSE = ["--params", "67e9", "--tokens", "4.1e12"]
+
+
+def test_the_courses_answers():
+    found = scaling_laws.main([*COURSE, "--lower", "1%", "--grow", "1.41"])
+    assert found["flops"] == pytest.approx(1.65e24, rel=2e-3)
+    assert round(found["loss"], 2) == 1.90 and round(found["wanted"], 4) == 1.8766
+    assert found["effective_tokens"] == pytest.approx(7.54e12, rel=1e-3)
+    assert round(found["more_epochs"], 2) == 2.64
+    assert found["flops_of_tokens_seen"] == pytest.approx(6.01e24, rel=2e-3)
+    assert found["flops_of_effective_tokens"] == pytest.approx(3.03e24, rel=2e-3)
+    assert round(found["epochs by tokens seen"], 2) == 2.58
+    assert round(found["epochs by effective tokens"], 2) == 1.30
+
+
+@pytest.mark.parametrize(("fit", "flops", "params", "tokens"), [
+    (PUBLISHED, 1.65e24, 51.8e9, 5.31e12), (PUBLISHED, 5.76e23, 32e9, 2.98e12),
+    (REFITTED, 5.76e23, 72e9, 1.33e12),
+])  # fmt: skip
+def test_the_published_optima(fit, flops, params, tokens):
+    assert fit.optimum(flops) == pytest.approx((params, tokens), rel=0.01)
+
+
+@pytest.mark.parametrize("fit", [PUBLISHED, REFITTED])
+@pytest.mark.parametrize("flops", [1e18, 1e21, 1e24, 1e27])
+def test_the_closed_form_is_the_minimum_that_a_search_finds(fit, flops):
+    assert fit.optimum(flops) == pytest.approx(fit.searched_optimum(flops), rel=1e-5)
+
+
+def test_more_epochs_are_worth_half_as_much_each():
+    assert [effective_tokens(1.0, x) for x in range(4)] == [1.0, 1.5, 1.75, 1.875]
+    assert more_epochs(8.0, effective_tokens(8.0, 2.3)) == pytest.approx(2.3)
+
+
+def test_what_no_data_reaches_is_unreachable():
+    with pytest.raises(UserError, match="unreachable"):
+        scaling_laws.main([*COURSE, "--lower", "0.02"])
+    with pytest.raises(UserError, match="do not reach it on any data"):
+        scaling_laws.main([*COURSE, "--lower", "0.2"])
+
+
+def test_the_tokens_for_a_loss_give_that_loss():
+    assert PUBLISHED.loss(1e9, PUBLISHED.tokens_for(2.6, 1e9)) == pytest.approx(2.6)
+
+
+def test_the_picture_is_drawn(tmp_path):
+    scaling_laws.main([*COURSE, "--out-dir", str(tmp_path)])
+    assert (tmp_path / "iso_loss.png").read_bytes().startswith(b"\x89PNG")
