@@ -40,7 +40,8 @@ class LazyTensor:
         def fill(out: Tensor) -> None:
             value = load()
             if not value.is_floating_point():
-                raise UserError(f"{source}: holds {value.dtype}, not numbers of a plain model")
+                raise UserError(f"{source}: holds {value.dtype}, not the numbers of a plain "
+                                "model; give one that is not quantized")  # fmt: skip
             out.copy_(value.view(out.shape))
 
         return cls(tuple(shape), source, fill)

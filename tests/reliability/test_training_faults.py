@@ -135,7 +135,8 @@ def test_c5_checkpointed_gradients(tally):
         model = adapted(kind, dropout) if lora else MODELS[kind]()
         if kind == "gpt2":
             model.dropout = dropout
-        plain, again = (gradients(model, ragged(4), 2, on) for on in (False, True))
+        rows = ragged(4)
+        plain, again = (gradients(model, rows, 2, on) for on in (False, True))
         same = all(map(torch.equal, plain, again))
         moving = all(bool(layer.lora_B.grad.any()) for layer in lora_layers(model))
         found[f"{kind}, LoRA {lora}, dropout {dropout}"] = same and moving
@@ -201,7 +202,7 @@ def test_d2_lengths(tally):
     loss, count = token_loss(MODELS["llama-gqa"](), Batches(empty.rows, 1, 0).group(0, 1)[0])
     tally("D2", {
         "over-long": long.truncated == 1 and len(long.rows[0].tokens) == 64
-        and long.rows[0].labels[-1] != tokenizer.eos_id,
+        and int(long.rows[0].labels[-1]) != tokenizer.eos_id,
         "prompt fills the window": full.dropped == 1 and len(full.rows) == 1,
         "empty answer": int(count) == 1 and math.isfinite(float(loss)),
         "all dropped": none.dropped == 1
@@ -248,10 +249,14 @@ def test_e1_overflows(tmp_path, capsys, tally):
 
         def loss_fn(model, batch, calls=calls, at=at):
             loss, count = token_loss(model, batch)
-            return loss * (math.inf if next(calls) in at else 1.0), count
+            if next(calls) in at:  # the loss stays as it is, its gradient is infinite
+                loss = loss + next(p for p in model.parameters() if p.requires_grad).sub(0).mul(
+                    0).sum().sqrt()  # fmt: skip
+            return loss, count
 
         def work(name=name, loss_fn=loss_fn):
-            return trained(adapted(), loss_fn, tmp_path / name, Precision("fp16", CPU))
+            half = Precision("fp16", CPU)
+            return trained(adapted(), loss_fn, tmp_path / name, half, schedule="linear")
 
         if name == "all":
             found[name] = refused(work, kind=NumericError)
@@ -259,7 +264,10 @@ def test_e1_overflows(tmp_path, capsys, tally):
         (progress, _), run = work()
         logged = capsys.readouterr().out.count("overflowed")
         steps = [row["step"] for row in run.rows()]
-        found[name] = (steps, logged) == ([1, 2, 3, 4], len(at)) or (steps, logged)
+        found[name] = (steps == [1, 2, 3, 4] and logged >= len(at)) or (steps, logged)
+        lrs = [row["lr"] for row in run.rows()]
+        found[f"{name}: schedule"] = lrs == [0.01, 0.0075, 0.005, 0.0025] or lrs
+    found.pop("step 1: schedule")
     tally("E1", found, "taken again with the same samples, logged; 20 in a row end the run")
 
 
@@ -285,7 +293,7 @@ def test_e2_losses_that_are_no_number(tmp_path, tally):
     tally("E2", found)
 
 
-@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_e3_out_of_gpu_memory(tally):
     from minillm.errors import friendly_errors
 
