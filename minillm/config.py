@@ -20,7 +20,7 @@ def check_sizes(config) -> None:
             raise UserError(f"{name} is {value}; it must be a positive number")
     sizes = sorted(v for f in fields(config) if type(v := getattr(config, f.name)) is int)
     if sizes[-1] * sizes[-2] > 2**40:  # no tensor of it could be made
-        raise UserError(f"{kind}: sizes of {sizes[-2]} and {sizes[-1]} are beyond any machine; fix them")
+        raise UserError(f"{kind}: {sizes[-2]} by {sizes[-1]} is beyond any machine; fix the sizes")
     if config.n_layers > 1000:  # building the modules alone would take minutes
         raise UserError(f"{kind}.n_layers is {config.n_layers}; more than 1000 are refused")
 

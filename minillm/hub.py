@@ -4,10 +4,13 @@ Hashes are those of the files as published; a weight file without one here is he
 that the hub tells. Nothing is fetched unless tools/download.py is run.
 """
 
+import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from minillm.errors import UserError
 from minillm.files import read_json
 
 DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS}
+BREAKS = 20  # of the connection, in one file
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
 
@@ -120,9 +124,10 @@ def _fetch_file(official: Official, file: str, folder: Path, endpoint, token) ->
     try:
         url = hf_hub_url(official.repo, file, endpoint=endpoint)
         told = get_hf_file_metadata(url, token=token).etag or ""
-        path = Path(hf_hub_download(
-            official.repo, file, local_dir=folder, endpoint=endpoint, token=token
-        ))  # fmt: skip
+        with _patience():
+            path = Path(hf_hub_download(
+                official.repo, file, local_dir=folder, endpoint=endpoint, token=token
+            ))  # fmt: skip
     except errors.GatedRepoError:
         raise UserError(
             f"{where}: a gated model; accept its licence on its page, make a token in your "
@@ -139,7 +144,9 @@ def _fetch_file(official: Official, file: str, folder: Path, endpoint, token) ->
     except Exception as error:  # of the HTTP library that the hub's client uses, or of the disk
         if isinstance(error, OSError) and error.errno in DISK:
             raise UserError(f"{folder / file}: {error.strerror}; check rights and space") from None
-        why = f"fetching it failed ({type(error).__name__})"
+        broke = isinstance(error, ConnectionError)
+        why = "the connection broke too often" if broke else "the hub cannot be reached"
+        why += f" or does not answer as one ({type(error).__name__})" if not broke else ""
         raise UserError(_no_network(official, file, folder, endpoint, why)) from None
     known = official.sha256.get(file, told if len(told) == 64 else None)
     if known is not None and sha256_of(path) != known:
@@ -148,6 +155,30 @@ def _fetch_file(official: Official, file: str, folder: Path, endpoint, token) ->
             f"{path}: SHA-256 is not that of the published file, removed; run the command again"
         )
     return path
+
+
+class _Patience(logging.Handler):
+    """Ends a download whose connection has broken BREAKS times: the hub's client goes on for as
+    long as a byte comes each time, for ever where a length is wrong. It tells by log lines."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.breaks = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.breaks += record.getMessage().startswith("Error while downloading")
+        if self.breaks > BREAKS:
+            raise ConnectionError("it broke too often")
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    log, handler = logging.getLogger("huggingface_hub.file_download"), _Patience()
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _no_network(

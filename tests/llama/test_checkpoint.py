@@ -290,7 +290,7 @@ print((max(peak[0], anonymous()) - before) / weights)
 
 
 @pytest.mark.parametrize("layout", ["hf", "meta-1", "meta-2"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float32"])
 def test_loading_takes_no_more_memory_than_the_model(tokenizer, tmp_path, layout, dtype):
     """Private memory at the peak of loading, over the weights: the target is 1.1."""
     import subprocess

@@ -1,9 +1,9 @@
 """Runs that are killed, stopped, starved and disturbed, and then go on: section A of the fault
 table. A process of its own, which imports once and forks for every run:
 
-    python tests/reliability/stopping.py FOLDER SHARE     prints {row: [held, runs, note]} as JSON
+    python tests/reliability/stopping.py FOLDER SHARE [ROW ...]
 
-SHARE of the table's counts is run (1 is all of them).
+prints {row: [held, runs, note]} as JSON. SHARE of the table's counts is run (1 is all of them).
 """
 
 import contextlib
@@ -398,8 +398,10 @@ def a9(t: Table) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports what each run would import
     table = Table(Path(sys.argv[1]), float(sys.argv[2]))
-    for row in (a1, a2, a3, a4, a5, a6, a7, a8, a9):
+    rows = {row.__name__: row for row in (a1, a2, a3, a4, a5, a6, a7, a8, a9)}
+    for row in [rows[name] for name in sys.argv[3:] or rows]:
         began = time.monotonic()
         row(table)
         print(f"{row.__name__} {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

@@ -91,7 +91,11 @@ def test_tools_find_a_gpt2_adapters_base_and_merge_it(run, tmp_path):
     assert want == generate.main([*ask, "--adapter", adapter, "--no-cache"])
 
 
-@pytest.mark.parametrize("targets", ["q,v", "c_attn,c_proj", "attn.c_proj,c_fc"])
+@pytest.mark.parametrize(
+    "targets",
+    ["q,v", *(pytest.param(names, marks=pytest.mark.slow)
+              for names in ("c_attn,c_proj", "attn.c_proj,c_fc"))],
+)  # fmt: skip
 def test_every_kind_of_target_trains(tmp_path, targets):
     flags = [*QUICK, "--max-iters", "2", "--targets", targets, "--out-dir", str(tmp_path / "run")]
     before, after = finetune_gpt2.main([*flags, "--lr", "0.003"])
@@ -100,6 +104,7 @@ def test_every_kind_of_target_trains(tmp_path, targets):
     assert reports["likelihood"]["n"] == 4
 
 
+@pytest.mark.slow
 def test_without_wandb_a_run_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     flags = [*QUICK, "--max-iters", "1", "--wandb-project", "p", "--out-dir", str(tmp_path / "r")]

@@ -18,7 +18,10 @@ SMALL = ["--stories", "60", "--held-out", "10", "--vocab-size", "600",
          "--precision", "fp32"]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "load"), [("llama", load_llama), ("gpt2", load_gpt2)])
+@pytest.mark.parametrize(
+    ("family", "load"),
+    [("llama", load_llama), pytest.param("gpt2", load_gpt2, marks=pytest.mark.slow)],
+)
 def test_a_short_run_writes_a_model_and_its_figures(tmp_path, family, load):
     flags = [*SMALL, "--model", family, "--epochs", "1", "--max-iters", "6"]
     whole = pretrain.main([*flags, "--out-dir", str(tmp_path / "a")])
