@@ -31,14 +31,20 @@ class LlamaTokenizer:
 
     @classmethod
     def train(cls, texts: list[str], vocab_size: int) -> "LlamaTokenizer":
-        """A new BPE model of `vocab_size` pieces, with byte fallback (any text can be encoded)."""
+        """A new BPE model of `vocab_size` pieces, with byte fallback (any text can be encoded).
+        Errors: UserError for a size that the texts do not allow."""
         model = io.BytesIO()
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size,
-            model_type="bpe", byte_fallback=True, character_coverage=1.0, split_digits=True,
-            normalization_rule_name="identity", remove_extra_whitespaces=False,
-            unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=2, minloglevel=2,
-        )  # fmt: skip
+        try:
+            SentencePieceTrainer.train(
+                sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size,
+                model_type="bpe", byte_fallback=True, character_coverage=1.0, split_digits=True,
+                normalization_rule_name="identity", remove_extra_whitespaces=False,
+                unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=2, minloglevel=2,
+            )  # fmt: skip
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-80:]
+            raise UserError(f"--vocab-size {vocab_size}: these texts do not make so many pieces "
+                            f"({reason}); change it") from None  # fmt: skip
         tokenizer = cls(None)
         tokenizer.is_bytes = False
         tokenizer._open(model.getvalue())

@@ -188,8 +188,9 @@ def conclude(
     """Prints memory by category, speed and losses; the same numbers and the method's own line go
     to summary.json."""
     kept = run.folder / "summary.json"
-    if kept.exists() and read_json(kept)["steps"] == progress.step:
-        memory = read_json(kept)["memory_mib"]  # resumed after its end: nothing was trained here
+    before = read_json(kept) if kept.exists() else {}
+    if isinstance(before, dict) and before.get("steps") == progress.step:
+        memory = before.get("memory_mib", memory)  # resumed after its end: nothing was trained here
     rows = data.train.rows
     n_rows = round(progress.tokens * len(rows) / sum(len(row.tokens) for row in rows))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -36,7 +36,7 @@ def preflight(
         dry_step(model, loss_fn, batches.largest(accumulation_steps), precision),
     ]  # fmt: skip
     for number, line in enumerate(lines):
-        print(f"{'checks' if number == 0 else '':>8}: {line}", flush=True)
+        print(f"{'  checks: ' if number == 0 else '':10}{line}", flush=True)
 
 
 def check_device(precision: Precision) -> str:

@@ -8,6 +8,7 @@ earlier turns, because instruction tuning on single turns never showed it any.
 """
 
 import itertools
+import sys
 
 from minillm.cli import Parser
 from minillm.errors import UserError, friendly_errors
@@ -55,6 +56,8 @@ def main(argv=None) -> None:
     if args.compile:
         compile_single_rows(model)
     print(f"{args.adapter or args.checkpoint or 'tiny-llama'}; Ctrl-D or /quit ends")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are no reason to end
     for turn in itertools.count():
         try:
             line = input("> ")
