@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from gpt2 import GPT2Tokenizer
-from gpt2.bpe import merges
+from minillm.bpe import merges
 from minillm.errors import UserError
 from tests.conftest import TINY_GPT2, shared
 
