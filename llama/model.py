@@ -20,6 +20,7 @@ from minillm.cache import KVCache
 from minillm.config import check_sizes, find_preset
 from minillm.errors import UserError
 from minillm.linear import Linear, linear
+from minillm.rope import rope_table
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,6 @@ class RMSNorm(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
-
-
-def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angle position * theta^(-2j/Dh) of each pair j, always in fp32.
-
-    Shapes: positions (1 or B, T) -> two (1 or B, 1, T, Dh/2), broadcast over heads.
-    """
-    pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    frequencies = theta ** (-pairs / head_dim)  # (Dh/2,)
-    angles = positions[:, None, :, None] * frequencies  # (B, 1, T, Dh/2)
-    return angles.cos(), angles.sin()
 
 
 def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 from gpt2 import GPT2, GPT2Config, GPT2Tokenizer
 from llama import Llama, LlamaConfig, LlamaTokenizer
+from phi import Phi, PhiConfig
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MINILLM_DATA", ROOT.parent / "shared" / "data"))
@@ -65,6 +66,11 @@ MODELS = {
     "llama-gqa": lambda **changes: sharp(Llama(small_config(**changes))),
     "gpt2": lambda **changes: sharp(GPT2(small_gpt2(**changes))),
 }
+ALL_MODELS = MODELS | {
+    "phi": lambda **changes: sharp(Phi(PhiConfig(
+        **({"dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 2048,
+            "hidden_dim": 48, "max_seq_len": 128} | changes)))),
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -8,19 +8,19 @@ from torch import nn
 from minillm import add_lora, generate, mark_only_lora_as_trainable
 from minillm.errors import UserError
 from minillm.losses import token_loss
-from tests.conftest import MODELS
+from tests.conftest import ALL_MODELS
 
 RAGGED = [[5, 6, 7, 8, 9], [3], [4] * 20, list(range(10, 22))]
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=ALL_MODELS)
 def kind(request) -> str:
     return request.param
 
 
 @pytest.fixture
 def model(kind) -> nn.Module:
-    return MODELS[kind]().double()
+    return ALL_MODELS[kind]().double()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "explicit"])
@@ -91,11 +91,12 @@ def test_a_soft_prompt_works_with_cache_and_ragged_rows(model):
 
 
 def test_gradients_with_checkpointing_equal_those_without(kind):
-    targets = ("q", "v", "c_fc") if kind == "gpt2" else ("wq", "wv", "w2")
+    targets = {"gpt2": ("q", "v", "c_fc"), "phi": ("q_proj", "v_proj", "fc2")}.get(
+        kind, ("wq", "wv", "w2"))  # fmt: skip
 
     def gradients(checkpointing: bool) -> list:
         torch.manual_seed(1)
-        model = MODELS[kind]()
+        model = ALL_MODELS[kind]()
         add_lora(model, targets, rank=4, alpha=8, dropout=0.3)
         mark_only_lora_as_trainable(model)
         for name, parameter in model.named_parameters():
@@ -134,7 +135,7 @@ def test_at_most_seven_of_our_frames_lead_to_the_softmax(monkeypatch, kind):
         return softmax(*args, **kwargs)
 
     monkeypatch.setattr(torch, "softmax", spy)
-    model = MODELS[kind]()
+    model = ALL_MODELS[kind]()
     model.attention = "explicit"
     rows, precision = [Row(torch.arange(5), torch.arange(5))], choose_precision("fp32", "cpu")
     train(model, token_loss, Batches(rows, 1, 0), None, TrainSettings(), precision)

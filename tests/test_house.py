@@ -14,8 +14,9 @@ ALLOWED = {
     "minillm": {"minillm"},
     "llama": {"minillm", "llama"},
     "gpt2": {"minillm", "gpt2"},
-    "train": {"minillm", "llama", "gpt2", "train"},
-    "tools": {"minillm", "llama", "gpt2", "tools"},
+    "phi": {"minillm", "phi"},
+    "train": {"minillm", "llama", "gpt2", "phi", "train"},
+    "tools": {"minillm", "llama", "gpt2", "phi", "tools"},
 }
 PEERS = {"transformers", "peft", "accelerate", "lightning", "datasets"}
 

@@ -8,6 +8,7 @@ import torch
 
 import gpt2
 import llama
+import phi
 from minillm.cli import Parser, add_model_flags, whole
 from minillm.data.templates import Template, find_template, template_from
 from minillm.errors import UserError
@@ -17,7 +18,7 @@ from minillm.hub import find_checkpoint
 from minillm.peft_format import load_adapter, read_notes
 from minillm.precision import DTYPES, choose_device, choose_precision
 
-FAMILIES = (llama.FAMILY, gpt2.FAMILY)
+FAMILIES = (llama.FAMILY, gpt2.FAMILY, phi.FAMILY)
 
 
 def add_adapted_model_flags(parser: Parser) -> None:

@@ -1,0 +1,130 @@
+"""Phi weights in and out: Hugging Face folders, whose names are ours under `model.`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, first_layers
+from minillm.errors import UserError
+from minillm.files import Fields, write_json
+from minillm.weights import LazyTensor, assign_weights, open_hf_weights, write_safetensors
+from phi.model import Phi, PhiConfig
+from phi.tokenizer import PhiTokenizer
+
+
+def load_phi(
+    path: str | Path,
+    n_layers: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    tokenizer: str | Path | None = None,
+) -> tuple[Phi, PhiTokenizer]:
+    """A model and its tokenizer from the official Hugging Face folder.
+
+    `n_layers` keeps the first blocks and reads no other; `tokenizer` names a folder or file where
+    the model has none beside it (without one, text is taken as bytes, with a warning). Tensors
+    stream one by one into `dtype` on `device`: host memory stays within the model itself. Errors:
+    UserError naming the file, what is wrong with it and every missing, unexpected or misshapen
+    tensor.
+    """
+    path = Path(path)
+    config, tensors = open_hf(path)
+    tensors, n_layers = first_layers(tensors, "layers", config.n_layers, n_layers, path)
+    config = replace(config, n_layers=n_layers)
+    text = PhiTokenizer(tokenizer or find_tokenizer(path))
+    check_tokenizer(text, config.vocab_size, path)
+    model = empty_model(lambda: Phi(config))
+    assign_weights(model, tensors, path, dtype, device)
+    return model, text
+
+
+def find_tokenizer(folder: Path) -> Path | None:
+    """The vocabulary in a model's folder, None if there is none."""
+    known = any((folder / name).exists() for name in ("vocab.json", "tokenizer.json"))
+    return folder if known else None
+
+
+def open_hf(folder: Path) -> tuple[PhiConfig, dict[str, LazyTensor]]:
+    """Hugging Face's layout, its names without `model.`."""
+    if not (folder / "config.json").exists():
+        what = "no config.json" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}; give a model's folder")
+    config = _hf_config(folder / "config.json")
+    found = open_hf_weights(folder)
+    tied = ("lm_head.weight", "lm_head.bias") if config.tied_head else ()
+    kept = {name.removeprefix("model."): lazy for name, lazy in found.items() if name not in tied}
+    return config, kept
+
+
+def _hf_config(path: Path) -> PhiConfig:
+    """PhiConfig of a config.json. Errors: UserError for what the model does not implement."""
+    p = Fields(path)
+    p.check_kind("phi")
+    rope, scaling = p.table("rope_parameters"), p.table("rope_scaling")
+    kinds = [rope.get("rope_type"), scaling.get("rope_type"), scaling.get("type")]
+    heads, width = p.whole("num_attention_heads"), p.whole("hidden_size")
+    refused = {
+        "architectures": p.get("architectures") not in (None, ["PhiForCausalLM"]),
+        "hidden_act": p.get("hidden_act", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"),
+        "qk_layernorm": p.get("qk_layernorm", False),
+        "rope_scaling": any(kind not in (None, "default") for kind in kinds),
+        "tie_word_embeddings": p.get("tie_word_embeddings", False),
+        "quantization_config": p.get("quantization_config") is not None,
+    }
+    for field, bad in refused.items():
+        if bad:
+            raise UserError(f"{path}: {field} {p.get(field)!r} is not Phi-1.5; not supported")
+    share = rope.get("partial_rotary_factor") or p.number("partial_rotary_factor", 0.5)
+    theta = rope.get("rope_theta") or p.number("rope_theta", 10000.0)
+    return p.build(
+        PhiConfig,
+        width, p.whole("num_hidden_layers"), heads, p.whole("num_key_value_heads", heads),
+        p.whole("vocab_size", 51200), p.whole("intermediate_size", 4 * width),
+        p.number("layer_norm_eps", 1e-5), float(theta), float(share),
+        p.whole("max_position_embeddings", 2048),
+    )  # fmt: skip
+
+
+def save_phi(model: Phi, tokenizer: PhiTokenizer, folder: str | Path) -> None:
+    """Writes a Hugging Face folder that transformers loads unchanged, in the model's own dtype.
+
+    Errors: UserError if the model carries LoRA layers: those are saved by save_adapter.
+    """
+    folder = Path(folder)
+    check_saveable(model, folder)
+    tensors = {
+        name if name.startswith(f"{model.HEAD}.") else f"model.{name}": weight
+        for name, weight in model.state_dict().items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", _to_hf_config(model, tokenizer))
+    tokenizer.save(folder)
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+def _to_hf_config(model: Phi, tokenizer: PhiTokenizer) -> dict:
+    c = model.config
+    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    return {
+        "architectures": ["PhiForCausalLM"],
+        "model_type": "phi",
+        "hidden_size": c.dim,
+        "intermediate_size": c.hidden_dim,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "max_position_embeddings": c.max_seq_len,
+        "vocab_size": c.vocab_size,
+        "layer_norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "partial_rotary_factor": c.rotary_share,
+        "hidden_act": "gelu_new",
+        "qk_layernorm": False,
+        "attention_dropout": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
+        "tie_word_embeddings": c.tied_head,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }  # fmt: skip
