@@ -135,6 +135,11 @@ def amount(text: str) -> float:
     return _within(float(text), 0.0, sys.float_info.max, "a number of at least 0")
 
 
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    return _within(float(text), sys.float_info.min, sys.float_info.max, "a number above 0")
+
+
 def share(text: str) -> float:
     """A number from 0 up to, not including, 1."""
     return _within(float(text), 0.0, 1 - 2**-53, "a number from 0 to below 1")

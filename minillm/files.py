@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from minillm.errors import UserError
@@ -94,24 +95,41 @@ def _no_space(folder: Path, n_bytes: int) -> UserError:
     return UserError(f"{folder}: no space left ({need}free {free} MB); free some, then run again")
 
 
-def lock_folder(folder: Path) -> int:
-    """Holds a folder for this process until it ends, however it ends; returns the open file.
+_HELD: dict[Path, list[int]] = {}  # folders this process holds: the open file, how many hold it
+
+
+def lock_folder(folder: Path) -> Path:
+    """Holds a folder for this process until unlock_folder, or until it ends, however it ends; as
+    often as it likes. Returns what unlock_folder wants.
 
     Errors: UserError naming the process that holds it.
     """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    key = Path(os.path.realpath(folder))
+    if key in _HELD:
+        _HELD[key][1] += 1
+        return key
+    descriptor = os.open(key / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
         os.close(descriptor)
-        if holder == str(os.getpid()):
-            return -1  # an earlier use by this very process
         raise UserError(f"{folder} is in use by pid {holder or 'unknown'}; wait for it, stop it, "
                         "or name another --out-dir") from None  # fmt: skip
+    except OSError as error:  # a file system without locks
+        print(f"warning: {folder}: cannot be locked ({error.strerror}); let no second run in",
+              file=sys.stderr)  # fmt: skip
     os.ftruncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())
-    return descriptor
+    _HELD[key] = [descriptor, 1]
+    return key
+
+
+def unlock_folder(key: Path) -> None:
+    """Lets go of what lock_folder returned; the last one to do so opens the folder to others."""
+    _HELD[key][1] -= 1
+    if _HELD[key][1] == 0:
+        os.close(_HELD.pop(key)[0])
 
 
 def _sync(path: Path) -> None:

@@ -48,9 +48,11 @@ def free_mib(device: torch.device) -> float:
     """Memory that may still be taken: of the GPU, or of the machine or what of it a container may
     use (0 where that is not known)."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / MIB
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + spare) / MIB
     free = _proc("/proc/meminfo", "MemAvailable")
     limit, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    used -= _stat("inactive_file") + _stat("active_file")  # what it keeps of files, it gives back
     return min(free, max(0.0, (limit - used) / MIB)) if limit and used else free
 
 
@@ -59,8 +61,17 @@ def check_fits(what: str, n_bytes: int, device: torch.device | str) -> None:
     device = torch.device(device)
     free = 0.0 if device.type == "meta" else free_mib(device)
     if free and n_bytes / MIB > free:
-        raise UserError(f"{what}: needs {n_bytes / MIB:,.0f} MiB on {device}, {free:,.0f} are "
-                        "free; add --layers N, or a narrower dtype")  # fmt: skip
+        raise UserError(f"{what}: out of memory: needs {n_bytes / MIB:,.0f} MiB on {device}, "
+                        f"{free:,.0f} are free; add --layers N, or a narrower dtype")  # fmt: skip
+
+
+def _stat(field: str) -> int:
+    """A line of the container's memory.stat, 0 where there is none."""
+    try:
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(field + " ")), 0)
 
 
 def _number(path: str) -> int:

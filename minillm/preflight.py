@@ -44,10 +44,9 @@ def check_device(precision: Precision) -> str:
     device = precision.device
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        built = torch.cuda.get_arch_list()
-        known = any(arch.startswith(("sm_", "compute_")) and _runs(arch, major, minor)
-                    for arch in built)  # fmt: skip
-        if built and not known:
+        kinds = ("sm_", "compute_")  # others, as AMD's, are not judged
+        built = [arch for arch in torch.cuda.get_arch_list() if arch.startswith(kinds)]
+        if built and not any(_runs(arch, major, minor) for arch in built):
             raise UserError(f"{device}: a GPU of capability {major}.{minor}, but this PyTorch is "
                             f"built for {', '.join(built)}; install one that is")  # fmt: skip
     emulated = precision.name == "bf16" and not has_native_bf16(device)
@@ -92,6 +91,7 @@ def check_disk(model: nn.Module, folder: Path) -> str:
     need = FILES * CHECKPOINT * trained
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
+    free += sum(file.stat().st_size for file in folder.glob("*.pt"))  # which new ones replace
     if free < need:
         raise UserError(f"{folder}: no space for checkpoints (need {need / MIB:,.0f} MiB, free "
                         f"{free / MIB:,.0f}); name another --out-dir")  # fmt: skip
@@ -109,8 +109,8 @@ def check_memory(
     need, free = (found.total - found.frozen - found.trainable) / MIB, free_mib(precision.device)
     if free and need > free:
         raise UserError(
-            f"memory: a step needs {need:,.0f} MiB beside the weights, {free:,.0f} are free; lower "
-            "--batch-size, --pack or --max-length, or add --gradient-checkpointing"
+            f"out of memory: a step needs {need:,.0f} MiB beside the weights, {free:,.0f} are "
+            "free; lower --batch-size, --pack or --max-length, or add --gradient-checkpointing"
         )
     return f"a step takes {need:,.1f} MiB beside the weights, {free:,.0f} are free"
 

@@ -5,7 +5,6 @@ that reads back is the truth. One process at a time holds the folder.
 """
 
 import json
-import os
 import pickle
 import random
 import re
@@ -19,7 +18,12 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from minillm.errors import UserError
-from minillm.files import atomic_file, lock_folder, read_json, write_json
+from minillm.files import atomic_file, lock_folder, read_json, unlock_folder, write_json
+
+# settings that decide what is trained and on what: another one is another run
+OF_MODEL_OR_DATA = {"checkpoint", "init", "layers", "tokenizer", "method", "add-biases", "untie",
+                    "task", "data", "template", "samples", "held-out", "max-length",
+                    "skip-bad"}  # fmt: skip
 
 
 class Run:
@@ -44,7 +48,7 @@ class Run:
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
         self.identity = identity or {}
-        self._lock = -1
+        self._lock: Path | None = None
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other; give one of them")
         # a model's folder has a config.json too: only a run has metrics beside it
@@ -74,8 +78,8 @@ class Run:
         self.wandb = _start_wandb(wandb_project, self.folder.name, config)
 
     def __del__(self):
-        if getattr(self, "_lock", -1) >= 0:
-            os.close(self._lock)
+        if getattr(self, "_lock", None) is not None:
+            unlock_folder(self._lock)
 
     def _files(self) -> list[Path]:
         return list(self.folder.iterdir()) if self.folder.is_dir() else []
@@ -88,9 +92,11 @@ class Run:
             raise UserError(f"{self.folder / 'config.json'}: no settings of a run; use --overwrite")
         for name in (k for k in now if k not in free and before.get(k) != now[k]):
             what = f"{self.folder}: began with --{name} {before.get(name)}, not {now[name]}"
+            remedy = "resume with the same settings"
+            if name not in OF_MODEL_OR_DATA:
+                remedy += ", add --override to go on with these"
             if not override:
-                raise UserError(f"{what}; resume with the same settings, add --override to go on "
-                                "with these, or start another run")  # fmt: skip
+                raise UserError(f"{what}; {remedy}, or start another run")
             print(f"warning: {what}", file=sys.stderr)
 
     def log(self, row: dict) -> None:
@@ -138,18 +144,21 @@ class Run:
         Errors: UserError if there are checkpoints and none is whole, or the newest is of another
         model or other data.
         """
-        paths = self._checkpoints()
+        paths, damaged = self._checkpoints(), []
         for path in paths:
             try:
                 state = _load_checked(path)
                 step = int(state["step"])
             except DAMAGE:
                 print(f"warning: {path}: damaged; trying the one before it", file=sys.stderr)
+                damaged.append(path)
                 continue
             self._check_identity(path, state)
             kept = [row for row in self.rows() if row["step"] <= step]
             with atomic_file(self.metrics) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            for bad in damaged:  # no longer the newest
+                bad.rename(bad.with_name(f"{bad.name}.damaged"))
             return state
         if paths:
             raise UserError(f"{self.folder}: every checkpoint is damaged; use --overwrite")
@@ -221,7 +230,12 @@ def _load_checked(path: Path) -> dict:
     with zipfile.ZipFile(path) as archive:
         if archive.testzip() is not None:
             raise ValueError("checksum")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except RuntimeError as error:
+        if "can't allocate" in str(error) or "out of memory" in str(error):
+            raise MemoryError from None  # the file is not to blame
+        raise
 
 
 def _is_own(path: Path) -> bool:

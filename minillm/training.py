@@ -18,6 +18,7 @@ from tqdm import tqdm
 from minillm.data.batches import Batches
 from minillm.errors import NumericError, UserError
 from minillm.interrupt import deferred_signals
+from minillm.losses import IGNORED
 from minillm.memory import used_mib
 from minillm.precision import Precision
 from minillm.runs import Run, set_rng_state
@@ -104,7 +105,7 @@ def train(
     with deferred_signals() as asked, bar:
         while not ended:
             began = time.perf_counter()
-            losses, count, n_tokens, told = [], 0, 0, Counter()
+            losses, count, n_tokens, supervised, told = [], 0, 0, 0, Counter()
             for batch in batches.group(progress.step, settings.accumulation_steps):
                 batch = to_device(batch, precision.device)
                 with precision.autocast():
@@ -113,6 +114,7 @@ def train(
                 losses.append(loss_sum.detach())
                 count += int(loss_count)
                 n_tokens += count_tokens(batch)
+                supervised += count_labels(batch, loss_count)
                 told.update({k: float(v) for sums in more for k, v in sums.items()})
             loss = float(torch.stack(losses).sum()) / max(1, count)
             scaler.unscale_(optimizer)
@@ -127,13 +129,13 @@ def train(
                 tqdm.write(f"step {progress.step + 1} overflowed fp16 and is taken again, its loss "
                            f"scaled by {scaler.get_scale():g}")  # fmt: skip
                 continue
-            progress.count(n_tokens, count, seconds)
+            progress.count(n_tokens, supervised, seconds)
             ended = progress.step >= last_step
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}")
             row = {
                 "step": progress.step, "loss": loss, "lr": lr, "grad_norm": norm,
-                "tokens": n_tokens, "supervised_tokens": count,
+                "tokens": n_tokens, "supervised_tokens": supervised,
                 "tokens_per_s": n_tokens / seconds, "memory_mib": used_mib(precision.device),
             } | {k: v / max(1, count) for k, v in told.items()}  # fmt: skip
             evaluated = ended or (every and progress.step % every == 0)
@@ -160,6 +162,13 @@ def to_device(batch: tuple, device: torch.device) -> tuple:
 def count_tokens(batch: tuple) -> int:
     """Tokens of a batch, without paddings where it knows its rows' lengths."""
     return int(batch.lengths.sum()) if hasattr(batch, "lengths") else batch[0].numel()
+
+
+def count_labels(batch: tuple, otherwise: Tensor) -> int:
+    """Tokens of a batch that are predicted, where it has labels."""
+    if not hasattr(batch, "labels"):
+        return int(otherwise)
+    return int((batch.labels[:, 1:] != IGNORED).sum())
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -299,7 +308,7 @@ def save(run: Run, progress: Progress, model: nn.Module, optimizer, scaler) -> N
     weights = trainable_state(model)
     if bad := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
         raise NumericError(f"{bad[0]} holds no numbers after step {progress.step}; lower --lr; the "
-                           f"last good checkpoint is {run.newest()}")  # fmt: skip
+                           f"last good checkpoint: {run.newest() or 'none yet'}")  # fmt: skip
     tensors = {
         "model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
     }  # fmt: skip

@@ -59,7 +59,7 @@ def run_script(script: Path, folder: Path, flags: list[str]) -> None:
         except BaseException as stopped:  # let it save: Ctrl-C went to it as well, SIGTERM did not
             if not isinstance(stopped, KeyboardInterrupt):
                 child.terminate()
-            child.wait()
+            child.communicate()  # and reads what it says, or it could not go on
             raise
     if child.returncode in (-9, 137):
         raise OutOfMemory(f"{folder}: the system ended the run, as it does for lack of memory")

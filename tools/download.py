@@ -31,7 +31,9 @@ def main(argv=None) -> None:
         folder = (Path(args.out) if args.out else CHECKPOINTS) / name
         files = fetch(name, folder, args.endpoint, args.token, args.offline)
         size = sum(path.stat().st_size for path in files)
-        print(f"{folder}: {len(files)} files, {size / 1e6:,.0f} MB, checked")
+        known = sum(path.name in OFFICIAL[name].sha256 for path in files)
+        print(f"{folder}: {len(files)} files, {size / 1e6:,.0f} MB; {known} of them have a "
+              "published SHA-256 and were held against it")  # fmt: skip
 
 
 if __name__ == "__main__":

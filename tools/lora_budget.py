@@ -22,7 +22,7 @@ from gpt2 import GPT2, GPT2Config
 from minillm.adapt.lora import add_lora, mark_only_lora_as_trainable
 from minillm.adapt.lora_linear import LoRALinear
 from minillm.checkpoint import empty_model
-from minillm.cli import Parser, amount, positive, several
+from minillm.cli import Parser, above_zero, positive, several
 from minillm.data.batches import Row, collate
 from minillm.errors import UserError, friendly_errors
 from minillm.footprint import predict_footprint
@@ -38,12 +38,12 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--init", metavar="PRESET", help="a published size: gpt-3, llama-2-7b, gpt2-medium, ...")
     add("--layers", type=positive, help="only the first N of its layers")
-    add("--params", type=amount, help="parameters, where a nominal number is meant (175e9)")
+    add("--params", type=above_zero, help="parameters, where a nominal number is meant (175e9)")
     add("--targets", help="layers or slices that get LoRA (default: the model's own)")
     add("--rank", type=positive, default=4, help="of LoRA, or width of the network's adapters")
     add("--models", type=positive, default=100, help="how many are kept")
     add("--bytes", type=positive, default=2, help="of a number")
-    add("--budget", type=amount, help="bytes: the largest rank that all models' LoRA fits in")
+    add("--budget", type=above_zero, help="bytes: the largest rank that all models' LoRA fits in")
     add("--tokens", type=positive, help="also the memory of training on a row of so many tokens")
     add("--precision", choices=[*DTYPES], default="bf16", help="of that training")
     add("--mlp", type=several(positive), metavar="WIDTHS", help="a plain network, input to output")
@@ -57,6 +57,8 @@ def adapted_model(preset: str, layers: int | None, targets: str | None, rank: in
     else:
         family = family_of_preset(preset)
         kind, config, own = family.model, family.config.preset(preset), family.targets
+    if layers is not None and layers > config.n_layers:
+        raise UserError(f"--layers {layers}: {preset} has {config.n_layers} layers; lower it")
     config = replace(config, n_layers=layers or config.n_layers)
     model = empty_model(lambda: kind(config))
     names = targets.split(",") if targets else own

@@ -152,6 +152,9 @@ def show(findings: list[Finding], dtype: str) -> None:
         print(f"{f.name:<14}{logic:>16}{rounding:>20}{f.seconds:9.1f}  {verdict:<8} {about}")
     broken = [f.name for f in findings if not f.holds]
     tried = sum(f.reason is None for f in findings)
+    if tried == 0:
+        why = findings[0].reason
+        raise UserError(f"{findings[0].name}: does not apply ({why}); ask for another")
     print(f"BROKEN: {', '.join(broken)}" if broken else f"all {tried} promises hold")
 
 

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.cli import Parser, amount
+from minillm.cli import Parser, above_zero
 from minillm.errors import UserError, friendly_errors
 from minillm.plots import plot_iso_loss
 
@@ -85,19 +85,19 @@ def more_epochs(tokens: float, effective: float) -> float:
 
 def percent(text: str) -> float:
     """1% or 0.01 as 0.01."""
-    return amount(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    return above_zero(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--params", type=amount, metavar="N", help="parameters")
-    add("--tokens", type=amount, metavar="D", help="fresh tokens")
+    add("--params", type=above_zero, metavar="N", help="parameters")
+    add("--tokens", type=above_zero, metavar="D", help="fresh tokens")
     add("--lower", type=percent, metavar="SHARE",
         help="lower the loss by so much, by repeating the data")  # fmt: skip
-    add("--grow", type=amount, metavar="TIMES",
+    add("--grow", type=above_zero, metavar="TIMES",
         help="with --lower: so many times the parameters for the same compute")  # fmt: skip
-    add("--flops", type=amount, metavar="C", help="the best N and D for a budget")
+    add("--flops", type=above_zero, metavar="C", help="the best N and D for a budget")
     add("--out-dir", help="draws the iso-loss picture here")
     return parser.parse_args(argv)
 

@@ -136,6 +136,8 @@ def main(argv=None) -> dict | None:
     memory = finetune.account(
         model, optimizer, batches, precision, args.accumulation_steps, peak
     )
+    print("(memory and FLOPs are those of the model's own pass; the reference adds a forward"
+          f"{', and a frozen copy' if dpo.copy is not None else ''})")  # fmt: skip
     finetune.conclude(model, memory, progress, data, run, method)
     return {"before": before, "after": after}
 

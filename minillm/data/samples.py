@@ -129,7 +129,7 @@ def read_rows(path: Path) -> Rows:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                row = UserError(f"{where}: broken JSON ({error.msg}); fix it, or add --skip-bad")
+                row = UserError(f"{where}: broken JSON ({error.msg}); fix or remove it")
             except (RecursionError, ValueError):
                 row = UserError(f"{where}: nested too deep or a number too long; fix it")
             rows.append((row, where))

@@ -350,3 +350,30 @@ def test_an_overflowing_fp16_step_is_taken_again_with_the_same_samples(tmp_path)
 def test_a_plain_tuple_is_a_batch():
     tokens = torch.randint(0, 2048, (2, 9))
     assert evaluate(lora_model(), token_loss, [(tokens, tokens)], FP32) > 0
+
+
+def test_checkpoints_come_with_the_clock_and_at_the_end(tmp_path, monkeypatch):
+    """20 s pass between looks at the clock, of which each step takes one."""
+    clock = iter(range(0, 10**6, 20))
+    monkeypatch.setattr("minillm.training.time.monotonic", lambda: next(clock))
+    saved = []
+    monkeypatch.setattr(Run, "save", lambda self, state, step: saved.append(step))
+    settings = TrainSettings(accumulation_steps=1, epochs=1, save_every=1.0)
+    run = Run(tmp_path / "run", {})
+    train(lora_model(), token_loss, Batches(ragged_rows(8), 1, 0), None, settings, FP32, run)
+    assert saved == [4, 8]
+
+
+def test_one_process_holds_a_folder_until_its_last_run_of_it_ends(tmp_path):
+    import gc
+
+    from minillm.files import _HELD
+
+    first = Run(tmp_path / "run", {})
+    second = Run(tmp_path / "run", {}, resume=True)
+    del first
+    gc.collect()
+    assert (tmp_path / "run").resolve() in _HELD
+    del second
+    gc.collect()
+    assert (tmp_path / "run").resolve() not in _HELD

@@ -50,7 +50,7 @@ def main() -> int:
             counts[row] = [before[0] + held, before[1] + runs, note]
     lines = []
     for row, fault in FAULTS.items():
-        held, runs, note = counts.get(row, [0, 0, "not run: needs a GPU" if row == "E3" else ""])
+        held, runs, note = counts.get(row, [0, 0, "needs a GPU" if row == "E3" else "CRASHED"])
         lines.append(f"| {row} | {fault} | {held}/{runs} | {note} |")
     where = f"{os.cpu_count()} CPU cores, Python {platform.python_version()}, "
     where += f"torch {torch.__version__}"

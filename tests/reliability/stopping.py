@@ -221,11 +221,16 @@ def a2(t: Table) -> None:
 def a3(t: Table) -> None:
     """Ctrl-C, SIGTERM, and a second Ctrl-C."""
 
+    # nothing is saved but for the signal, and there are steps enough to come in between
+    long = {"save_every": 1e9, "eval_every": None, "epochs": 60}
+    wanted_ends = {}
+
     def stopped(folder, case, signals) -> int:
-        pid = fork(training(folder, case))
-        deadline = time.monotonic() + 60
-        while not list(folder.glob("step_*.pt")) and time.monotonic() < deadline:
+        pid, deadline = fork(training(folder, case, **long)), time.monotonic() + 60
+        lines = folder / "metrics.jsonl"
+        while not (lines.exists() and lines.read_text()) and time.monotonic() < deadline:
             time.sleep(0.002)  # until the loop runs; a stop before it has nothing to save
+        time.sleep(t.draw.random() * 0.05)
         for number in signals:
             os.kill(pid, number)
             time.sleep(0.001)
@@ -234,8 +239,17 @@ def a3(t: Table) -> None:
     def trial(signals, wanted):
         def one(i: int) -> bool:
             case, folder = CASES[i % len(CASES)], t.folder()
+            if case not in wanted_ends:
+                whole = t.folder()
+                wait(fork(training(whole, case, **long)))
+                wanted_ends[case] = outcome(whole)
             code = stopped(folder, case, signals)
-            return code == wanted and t.finish(folder, case)
+            last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+            saved = (folder / f"step_{last:06d}.pt").exists()
+            if code != wanted or (len(signals) == 1 and not saved):
+                return False
+            went_on = wait(fork(training(folder, case, **long))) == 0
+            return went_on and outcome(folder) == wanted_ends[case]
 
         return one
 
