@@ -89,10 +89,7 @@ def prepare_data(
     """
     kind = TASKS[task]
     found = find_template(template or kind.template, kind.field)
-    bad = [] if skip_bad else None
-    splits = kind.read(path, found, bad) if path else kind.tinyworld(n_train, n_held_out, found)
-    if bad:
-        print(f"warning: {len(bad)} broken rows left out, the first: {bad[0]}", file=sys.stderr)
+    splits = kind.splits(path, found, n_train, n_held_out, skip_bad)
     sides = splits.train[:n_train], splits.validation[:n_held_out]
     if not all(sides):
         raise UserError(f"{path or 'tinyworld'}: a split without samples; give more of them")

@@ -33,6 +33,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("data").add_argument
     add("--task", choices=[*TASKS], default="rotten_tomatoes", help="what the data is")
     add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
+    add("--skip-bad", action="store_true", help="leave out broken rows of --data, and count them")
     add("--split", choices=SPLITS, default="test", help="which part of it (default: test)")
     add("--samples", type=positive, help="only the first N of the split")
     add("--max-length", type=positive, default=512, help="tokens of a sample, and of a prompt with "
@@ -54,16 +55,19 @@ def parse_args(argv=None):
 TRAINING_SAMPLES = 2000  # of tinyworld's stand-in, to look for copies of
 
 
-def read_data(task: str, data: str | None, split: str, template, n: int | None):
+def read_data(
+    task: str, data: str | None, split: str, template, n: int | None, skip_bad: bool = False
+):
     """The samples of one split, asked in the template's words, and the training text if the task
-    is compared with it. Errors: UserError if the split is empty."""
+    is compared with it. `skip_bad` leaves out broken rows, and says how many. Errors: UserError if
+    the split is empty."""
     kind = TASKS[task]
     if data is None and split != "test" and not kind.labels:
         raise UserError(f"--split {split}: of tinyworld's stand-in for {task} only the test split "
                         "is the same in every run; give --data, or measure on test")  # fmt: skip
     template = (template or find_template(kind.template)).check_field(kind.field)
     n_train = TRAINING_SAMPLES if kind.compare_with_training else 1
-    splits = kind.read(data, template) if data else kind.tinyworld(n_train, 1, template)
+    splits = kind.splits(data, template, n_train, 1, skip_bad)
     samples = getattr(splits, split)[:n]
     if not samples:
         raise UserError(f"{data or 'tinyworld'}: no {split} split; choose another --split")
@@ -131,7 +135,9 @@ def main(argv=None) -> dict:
     )  # fmt: skip
     model.attention = args.attention
     task, settings = TASKS[args.task], settings_of(args)
-    samples, known = read_data(args.task, args.data, args.split, template, args.samples)
+    samples, known = read_data(
+        args.task, args.data, args.split, template, args.samples, args.skip_bad
+    )
     print(f"{len(samples)} samples of {args.split}; the first prompt: {samples[0].prompt!r}")
     how = {
         "batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens or task.answer_tokens,

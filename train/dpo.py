@@ -59,18 +59,14 @@ def parse_args(argv=None):
 def prepare_pairs(path, template, tokenizer, n_train: int, n_held_out: int, max_length: int,
                   skip_bad: bool):  # fmt: skip
     """Encoded pairs of both sides, as finetune.Data. Errors: UserError if a side is empty."""
-    plain = finetune.prepare_data(
-        "preferences", path, template, tokenizer, n_train, n_held_out, max_length, skip_bad
-    )
     kind = TASKS["preferences"]
     found = find_template(template or kind.template, kind.field)
-    bad = [] if skip_bad else None
-    splits = kind.read(path, found, bad) if path else kind.tinyworld(n_train, n_held_out, found)
+    splits = kind.splits(path, found, n_train, n_held_out, skip_bad)
     sides = splits.train[:n_train], splits.validation[:n_held_out]
     train_pairs, held_out = (encode_pairs(side, tokenizer, max_length) for side in sides)
     if not (train_pairs.rows and held_out.rows):
         raise UserError(f"{path or 'tinyworld'}: no pair fits --max-length {max_length}; raise it")
-    return finetune.Data(train_pairs, held_out, plain.samples, (), plain.template)
+    return finetune.Data(train_pairs, held_out, sides[1], (), found)
 
 
 def show_preferences(model, dpo, tokenizer, data, held_out, precision, seed, title: str) -> dict:

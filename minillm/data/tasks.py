@@ -1,8 +1,10 @@
 """The tasks by name: how each is read, what stands in for its files, and how it is asked."""
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from minillm.data.alpaca import alpaca_splits, tinyworld_instructions
 from minillm.data.passages import (
@@ -43,6 +45,20 @@ class Task:
     compare_with_training: bool = False
     has_test: bool = True
     answer_tokens: int = 200  # at most, where nothing else is asked for
+
+    def splits(
+        self, path: str | Path | None, template: Template, n_train: int, n_held_out: int,
+        skip_bad: bool = False,
+    ) -> Splits:  # fmt: skip
+        """The official files' samples, or tinyworld's where `path` is None. `skip_bad` leaves out
+        broken rows, and says how many. Errors: UserError, naming file and line."""
+        if path is None:
+            return self.tinyworld(n_train, n_held_out, template)
+        bad = [] if skip_bad else None
+        found = self.read(path, template, bad)
+        if bad:
+            print(f"warning: {len(bad)} broken rows left out, the first: {bad[0]}", file=sys.stderr)
+        return found
 
 
 def sentences(text: str) -> list[str]:

@@ -101,3 +101,13 @@ def test_a_short_run_prefers_the_better_answers(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert {"margin", "accuracy"} <= rows[0].keys() and rows[-1]["margin"] > rows[0]["margin"]
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
+
+
+def test_broken_pairs_are_left_out_where_asked(tmp_path, capsys):
+    from minillm.data.tasks import TASKS
+
+    rows = [{"prompt": f"Say {i}.", "chosen": "a", "rejected": "b"} for i in range(20)]
+    (tmp_path / "p.jsonl").write_text("\n".join([*map(json.dumps, rows), '{"prompt": 3}']))
+    splits = TASKS["preferences"].splits(tmp_path / "p.jsonl", TEMPLATES["alpaca"], 9, 9, True)
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 20
+    assert "1 broken rows left out" in capsys.readouterr().err
