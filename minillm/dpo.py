@@ -57,7 +57,8 @@ class DPO:
         policy = sequence_logprobs(model, batch)  # (2P,)
         rewards = self.beta * (policy - self.reference_logprobs(model, batch))
         margins = rewards[0::2] - rewards[1::2]  # (P,)
-        told = {"margin": margins.detach().sum(), "accuracy": (margins.detach() > 0).sum()}
+        gained = (margins.detach().sign() + 1) / 2  # a tie, as all are at first, is half right
+        told = {"margin": margins.detach().sum(), "accuracy": gained.sum()}
         return -F.logsigmoid(margins).sum(), torch.tensor(len(margins)), told
 
     @torch.no_grad()
