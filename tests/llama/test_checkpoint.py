@@ -289,7 +289,9 @@ print((max(peak[0], anonymous()) - before) / weights)
 """
 
 
-@pytest.mark.parametrize("layout", ["hf", "meta-1", "meta-2"])
+@pytest.mark.parametrize(
+    "layout", ["hf", *(pytest.param(n, marks=pytest.mark.slow) for n in ("meta-1", "meta-2"))]
+)
 @pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float32"])
 def test_loading_takes_no_more_memory_than_the_model(tokenizer, tmp_path, layout, dtype):
     """Private memory at the peak of loading, over the weights: the target is 1.1."""

@@ -47,6 +47,7 @@ def test_an_unknown_size_is_named():
         family_of_preset("gpt-5")
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_says_why(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         Match(Setup(tmp_path / "nothing", None, "fp32", "cpu", ("c_attn",))).__enter__()

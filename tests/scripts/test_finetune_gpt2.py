@@ -46,6 +46,7 @@ def test_the_courses_flags_are_understood_in_both_spellings():
     assert (args.max_iters, args.wandb_project, args.dropout) == (80, "p", 0.05)
 
 
+@pytest.mark.slow
 def test_rank_0_is_full_fine_tuning_and_writes_a_model(tmp_path):
     transformers = pytest.importorskip("transformers")
     folder = tmp_path / "run"
@@ -58,6 +59,7 @@ def test_rank_0_is_full_fine_tuning_and_writes_a_model(tmp_path):
     assert evaluate.main(again)["generation"]["n"] == 8  # asked in the template stored beside it
 
 
+@pytest.mark.slow
 def test_init_from_resume_continues_the_run_in_out_dir(tmp_path):
     part, whole = str(tmp_path / "part"), str(tmp_path / "whole")
     flags = [*QUICK, "--lr", "0.003", "--eval-every", "1"]
@@ -68,6 +70,7 @@ def test_init_from_resume_continues_the_run_in_out_dir(tmp_path):
     assert json.loads((tmp_path / "part" / "config.json").read_text())["lr"] == began["lr"]
 
 
+@pytest.mark.slow
 def test_evaluation_is_deterministic_and_writes_the_courses_files(run):
     command = ["--adapter", str(run[0] / "adapter"), "--samples", "40", "--batch-size", "7"]
     reports = evaluate.main(command)
@@ -112,6 +115,7 @@ def test_without_wandb_a_run_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
     assert "wandb is not installed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_with_wandb_every_step_is_logged_there_too(tmp_path, monkeypatch):
     import types
 

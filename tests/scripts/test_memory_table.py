@@ -110,6 +110,7 @@ def test_losses_that_part_are_told(results):
                      "THEY DO NOT AGREE."]
 
 
+@pytest.mark.slow
 def test_predicting_runs_nothing_and_counts_the_models_own_weights(tmp_path, capsys):
     flags = ["--predict", "--layers", "2", "--samples", "8", "--out-dir", str(tmp_path / "m")]
     results = memory_table.main(flags)

@@ -23,7 +23,7 @@ SMALL = ["--stories", "60", "--held-out", "10", "--vocab-size", "600",
     [("llama", load_llama), pytest.param("gpt2", load_gpt2, marks=pytest.mark.slow)],
 )
 def test_a_short_run_writes_a_model_and_its_figures(tmp_path, family, load):
-    flags = [*SMALL, "--model", family, "--epochs", "1", "--max-iters", "6"]
+    flags = [*SMALL, "--model", family, "--epochs", "1", "--max-iters", "3"]
     whole = pretrain.main([*flags, "--out-dir", str(tmp_path / "a")])
     model, tokenizer = load(tmp_path / "a" / "model")
     assert tokenizer.vocab_size == model.config.vocab_size == 600
