@@ -29,11 +29,12 @@ def preflight(
     """Prints what was checked. Errors: UserError with what to change where the run cannot succeed;
     NumericError for a loss that is no number to begin with; RuntimeError for a gradient that goes
     missing or astray, which is a fault of ours."""
+    largest = batches.largest(accumulation_steps)
     lines = [
         check_device(precision), check_context(batches.rows, held_out, model.config.max_seq_len),
         check_labels(batches.rows, eos_id), check_disk(model, folder),
-        check_memory(model, batches, precision, accumulation_steps),
-        dry_step(model, loss_fn, batches.largest(accumulation_steps), precision),
+        check_memory(model, largest, precision, accumulation_steps),
+        dry_step(model, loss_fn, largest, precision),
     ]  # fmt: skip
     for number, line in enumerate(lines):
         print(f"{'  checks: ' if number == 0 else '':10}{line}", flush=True)
@@ -99,12 +100,11 @@ def check_disk(model: nn.Module, folder: Path) -> str:
 
 
 def check_memory(
-    model: nn.Module, batches: Batches, precision: Precision, accumulation_steps: int
+    model: nn.Module, batch: tuple, precision: Precision, accumulation_steps: int
 ) -> str:
     """What a step will take beyond the weights, which are there, against what is free."""
     from minillm.footprint import predict_footprint  # takes 0.7 s: not for --help
 
-    batch = batches.largest(accumulation_steps)
     found = predict_footprint(model, batch, precision, accumulation_steps)
     need, free = (found.total - found.frozen - found.trainable) / MIB, free_mib(precision.device)
     if free and need > free:

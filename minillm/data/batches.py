@@ -160,6 +160,7 @@ class Batches:
         self.seed = seed
         self.context = context
         self.packed = packed
+        self._epoch, self._order = -1, []  # the last one asked for: every step of it asks again
 
     def __len__(self) -> int:
         """Micro-batches in one epoch."""
@@ -179,8 +180,10 @@ class Batches:
     def numbers(self, index: int, size: int) -> list[int]:
         """The numbers, from 0, of the rows of optimizer step `index`."""
         epoch, place = divmod(index, self.groups_per_epoch(size))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self.order(epoch)
         n = size * self.batch_size
-        return self.order(epoch)[place * n : (place + 1) * n]
+        return self._order[place * n : (place + 1) * n]
 
     def group(self, index: int, size: int) -> list[Batch | PackedBatch]:
         """The micro-batches of optimizer step `index`, counted through all epochs."""

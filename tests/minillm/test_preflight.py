@@ -66,7 +66,7 @@ def test_weights_that_are_no_numbers_are_found_before_any_step():
 def test_too_little_memory_is_said_with_both_numbers(monkeypatch):
     monkeypatch.setattr(preflight, "free_mib", lambda device: 0.01)
     with pytest.raises(UserError, match=r"needs .* MiB beside the weights, 0 are free; lower"):
-        preflight.check_memory(adapted(), Batches(rows(), 2, 0), FP32, 2)
+        preflight.check_memory(adapted(), Batches(rows(), 2, 0).largest(), FP32, 2)
 
 
 def test_too_little_disk_is_said_with_both_numbers(monkeypatch, tmp_path):
