@@ -16,12 +16,24 @@ from gpt2.tokenizer import GPT2Tokenizer
 from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, first_layers
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
+from minillm.hub import Official
 from minillm.weights import (
     LazyTensor,
     assign_weights,
     open_hf_weights,
     write_safetensors,
 )
+
+_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
+_VOCAB = {
+    "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+_SMALL = {"model.safetensors": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"}
+OFFICIAL = {
+    name: Official(f"openai-community/{name}", _FILES, _VOCAB | (_SMALL if name == "gpt2" else {}))
+    for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+}
 
 TRANSPOSED = re.compile(r".*\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks that old versions stored

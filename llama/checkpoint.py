@@ -18,6 +18,7 @@ from llama.tokenizer import LlamaTokenizer
 from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, first_layers
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
+from minillm.hub import Official
 from minillm.weights import (
     LazyTensor,
     assign_weights,
@@ -27,6 +28,12 @@ from minillm.weights import (
     write_safetensors,
 )
 
+_FILES = ("config.json", "tokenizer.model", "model.safetensors.index.json")
+_PIECES = {"tokenizer.model": "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347"}
+OFFICIAL = {
+    f"llama-2-{size}": Official(f"meta-llama/Llama-2-{size}-hf", _FILES, _PIECES, gated=True)
+    for size in ("7b", "13b", "70b")
+}
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from minillm.hub import Official
+
 
 @dataclass(frozen=True)
 class Family:
@@ -11,7 +13,7 @@ class Family:
 
     `name` is the model_type of Hugging Face's config.json, `bundled` the checkpoint that comes
     along, `train_tokenizer(texts, vocab_size)` makes a new tokenizer, `targets` are the layers that
-    get LoRA unless told otherwise.
+    get LoRA unless told otherwise, `official` the published checkpoints by name.
     """
 
     name: str
@@ -23,3 +25,4 @@ class Family:
     save: Callable
     train_tokenizer: Callable
     targets: tuple[str, ...]
+    official: dict[str, Official]

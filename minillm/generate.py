@@ -1,43 +1,22 @@
-"""Generation with and without the KV cache: one loop, one pure sampling function.
+"""Generation with and without the KV cache: one loop. How a token is chosen is in sampling.py."""
 
-Sources: top-k: Fan et al. 2018; top-p: Holtzman et al. 2020;
-repetition penalty: Keskar et al. 2019.
-"""
-
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from minillm.errors import NumericError, UserError
+from minillm.errors import UserError
+from minillm.sampling import Sampling, penalize_repetition, random_streams, sample_next_token
+from minillm.text_stream import StopStrings
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen: temperature 0 is greedy; top_k and top_p None filter nothing.
+class Step(NamedTuple):
+    """One step of a generation: a token per row, None for a row that has ended, and the logits
+    (B, V), fp32, that it was chosen from (before any penalty)."""
 
-    Errors: UserError naming the setting, its value and its range.
-    """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self):
-        bad = None
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            bad = f"temperature {self.temperature}: must be 0 (greedy) or a positive number"
-        elif self.top_k is not None and self.top_k < 0:
-            bad = f"top_k {self.top_k}: must be at least 1"
-        elif self.top_p is not None and not 0 <= self.top_p <= 1:
-            bad = f"top_p {self.top_p}: must lie between 0 and 1"
-        elif not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            bad = f"repetition_penalty {self.repetition_penalty}: must be positive, 1 for none"
-        if bad:
-            raise UserError(f"{bad}; change it")
+    tokens: list[int | None]
+    logits: Tensor
 
 
 def generate(
@@ -52,8 +31,11 @@ def generate(
     eos_id: int | None = None,
     seed: int | None = None,
     prompt: Tensor | None = None,
+    min_p: float | None = None,
+    stop: StopStrings | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, the closing `eos_id` included where a row came to its end.
+    """The new tokens of each prompt, the closing `eos_id` included where a row came to its end; or
+    up to the token that completes a stop string (`stop.cut` takes it off the text).
 
     Rows may differ in length: a ragged batch gives what each prompt gives alone. Row i draws from
     its own stream, seed + i, so a sample does not depend on its neighbours. Generation stops at
@@ -64,13 +46,13 @@ def generate(
     Errors: UserError for an empty prompt, one that leaves no room in the context, or a sampling
     setting outside its range.
     """
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, min_p)
     rows: list[list[int]] = [[] for _ in prompts]
     steps = generate_steps(
-        model, prompts, max_new_tokens, sampling, use_cache, eos_id, seed, prompt
+        model, prompts, max_new_tokens, sampling, use_cache, eos_id, seed, prompt, stop
     )
-    for new_tokens in steps:
-        for row, token in zip(rows, new_tokens, strict=True):
+    for step in steps:
+        for row, token in zip(rows, step.tokens, strict=True):
             if token is not None:
                 row.append(token)
     return rows
@@ -85,9 +67,9 @@ def generate_steps(
     eos_id: int | None = None,
     seed: int | None = None,
     prompt: Tensor | None = None,
-) -> Iterator[list[int | None]]:
-    """`generate` one step at a time, for streaming: each step yields a token per row, or None
-    for a row that has ended. Arguments and errors are those of `generate`."""
+    stop: StopStrings | None = None,
+) -> Iterator[Step]:
+    """`generate` one step at a time, for streaming, with its arguments and errors."""
     n_prompt = 0 if prompt is None else prompt.size(0)
     limit = model.config.max_seq_len - n_prompt
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
@@ -100,6 +82,7 @@ def generate_steps(
     cache = None
     if use_cache:
         cache = model.new_cache(len(prompts), n_prompt + tokens.size(1) + max_new_tokens)
+    rows: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     was_training = model.training
     model.eval()
@@ -113,70 +96,21 @@ def generate_steps(
             with torch.no_grad():
                 soft = prompt if start == 0 else None
                 logits = model(new, cache, left_pad, soft, last).float()  # (B, V)
-                logits = penalize_repetition(
-                    logits, tokens, left_pad, sampling.repetition_penalty
-                )
-                chosen = sample_next_token(logits, sampling, streams)  # (B,)
+                penalty = sampling.repetition_penalty
+                penalized = penalize_repetition(logits, tokens, left_pad, penalty)
+                chosen = sample_next_token(penalized, sampling, streams)  # (B,)
             tokens = torch.cat((tokens, chosen[:, None]), dim=1)  # (B, T + 1)
             ids = chosen.tolist()
-            yield [None if end else token for end, token in zip(ended, ids, strict=True)]
-            ended = [end or token == eos_id for end, token in zip(ended, ids, strict=True)]
+            shown = [None if end else token for end, token in zip(ended, ids, strict=True)]
+            yield Step(shown, logits)
+            for i in (i for i, end in enumerate(ended) if not end):
+                rows[i].append(ids[i])
+                at_stop = stop is not None and stop.ends(prompts[i], rows[i])
+                ended[i] = at_stop or ids[i] == eos_id
             if all(ended):
                 return
     finally:
         model.train(was_training)
-
-
-def sample_next_token(
-    logits: Tensor, sampling: Sampling, streams: list[torch.Generator] | None = None
-) -> Tensor:
-    """One token id per row. Temperature 0 is the argmax; then top-k, then top-p, then a draw.
-
-    top_k keeps exactly k candidates, at least one (ties broken by order). top_p keeps the fewest
-    candidates whose probabilities reach p: with 0.5, 0.3, 0.2 and p = 0.7 it keeps the first two;
-    p = 0 keeps one. Shapes: logits (B, V) fp32 -> (B,) int64; streams: a random stream per row.
-    Errors: NumericError for logits that are no numbers.
-    """
-    if sampling.temperature < 1e-20:  # fp32 could not divide by it
-        return logits.argmax(-1)
-    n = logits.size(-1)
-    k = n if sampling.top_k is None else min(max(sampling.top_k, 1), n)
-    values, ids = logits.topk(k)  # (B, k), best first
-    # the best logit becomes 0 before the division: a tiny temperature cannot overflow
-    probabilities = torch.softmax((values - values[:, :1]) / sampling.temperature, -1)
-    if sampling.top_p is not None:
-        before = probabilities.cumsum(-1) - probabilities  # mass of the better candidates
-        reached = before >= sampling.top_p
-        reached[:, 0] = False
-        probabilities = probabilities.masked_fill(reached, 0.0)
-    streams = streams or [None] * len(logits)
-    try:
-        drawn = [
-            torch.multinomial(row, 1, generator=stream)
-            for row, stream in zip(probabilities, streams, strict=True)
-        ]
-    except RuntimeError as error:
-        raise NumericError(f"the model's logits are no numbers ({error})") from None
-    return ids.gather(-1, torch.stack(drawn)).squeeze(-1)
-
-
-def penalize_repetition(
-    logits: Tensor, tokens: Tensor, left_pad: Tensor | None, penalty: float
-) -> Tensor:
-    """Divides positive and multiplies negative logits of every token seen, prompt included.
-
-    Shapes: logits (B, V), tokens (B, T); paddings do not count as seen.
-    """
-    if penalty == 1.0:
-        return logits
-    seen = torch.zeros_like(logits, dtype=torch.int32)  # (B, V)
-    real = torch.ones_like(tokens, dtype=torch.int32)
-    if left_pad is not None:
-        columns = torch.arange(tokens.size(1), device=tokens.device)
-        real = (columns >= left_pad[:, None]).int()
-    seen.scatter_add_(1, tokens, real)
-    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen > 0, penalized, logits)
 
 
 def pad_left(
@@ -191,13 +125,6 @@ def pad_left(
     rows = [[0] * pad + list(p) for pad, p in zip(pads, prompts, strict=True)]
     tokens = torch.tensor(rows, dtype=torch.int64, device=device)
     return tokens, torch.tensor(pads, device=device) if any(pads) else None
-
-
-def random_streams(seed: int | None, n: int, device: torch.device) -> list[torch.Generator]:
-    """A generator per row, seeded seed + row; without a seed, from PyTorch's global stream."""
-    if seed is None:
-        seed = int(torch.randint(2**31, ()))
-    return [torch.Generator(device).manual_seed(seed + row) for row in range(n)]
 
 
 def check_prompts(

@@ -1,7 +1,8 @@
 """Checkpoints by name: where they are on this machine, and how the official ones are fetched.
 
-Hashes are those of the files as published; a weight file without one here is held against the one
-that the hub tells. Nothing is fetched unless tools/download.py is run.
+Which ones there are, each model's package says (its FAMILY). Hashes are those of the files as
+published; a weight file without one is held against the one that the hub tells. Nothing is fetched
+unless tools/download.py is run.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from minillm.files import read_json
 DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS}
 BREAKS = 20  # of the connection, in one file
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+CONFIGS = ("config.json", "params.json")  # Hugging Face's and Meta's
 
 
 @dataclass(frozen=True)
@@ -32,28 +34,6 @@ class Official:
     gated: bool = False
 
 
-_VOCAB = {
-    "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-}
-_GPT2 = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
-_LLAMA = ("config.json", "tokenizer.model", "model.safetensors.index.json")
-_PIECES = {"tokenizer.model": "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347"}
-_SMALL = {"model.safetensors": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"}
-
-OFFICIAL = {
-    "gpt2": Official("openai-community/gpt2", _GPT2, _VOCAB | _SMALL),
-    **{
-        name: Official(f"openai-community/{name}", _GPT2, _VOCAB)
-        for name in ("gpt2-medium", "gpt2-large", "gpt2-xl")
-    },
-    **{
-        f"llama-2-{size}": Official(f"meta-llama/Llama-2-{size}-hf", _LLAMA, _PIECES, gated=True)
-        for size in ("7b", "13b", "70b")
-    },
-}
-
-
 def find_checkpoint(name: str | Path) -> Path:
     """A path as it is, or the folder of that name among the checkpoints.
 
@@ -61,17 +41,22 @@ def find_checkpoint(name: str | Path) -> Path:
     """
     here = Path(os.path.relpath(CHECKPOINTS))  # an adapter remembers its base by this path
     folder = CHECKPOINTS if here.parts[:1] == ("..",) else here
-    is_official = str(name) in OFFICIAL  # and perhaps a folder of code here, as gpt2 is
-    for path in (folder / name, Path(name)) if is_official else (Path(name), folder / name):
-        if path.exists() and not (is_official and not (path / "config.json").exists()):
+    for path in (Path(name), folder / name):
+        # a folder here may have a model's name and hold something else, as gpt2's code does
+        if path.is_file() or any((path / file).exists() for file in CONFIGS):
             return path
-    if is_official:
-        raise UserError(f"{name}: not on this machine; run python tools/download.py {name}")
-    raise UserError(f"{name}: no such file or folder; check the path")
+    if Path(name).name != str(name):
+        if Path(name).exists():
+            return Path(name)  # its reader says what is missing
+        raise UserError(f"{name}: no such file or folder; check the path")
+    raise UserError(
+        f"{name}: no folder here with a config.json or params.json, nor under {folder}; check the "
+        f"path, or, for an official model, run python tools/download.py {name}"
+    )
 
 
 def fetch(
-    name: str, folder: Path, endpoint: str | None = None, token: str | None = None,
+    official: Official, folder: Path, endpoint: str | None = None, token: str | None = None,
     offline: bool = False,
 ) -> list[Path]:  # fmt: skip
     """Fetches an official checkpoint into `folder`, all but what is there; returns its files.
@@ -80,9 +65,7 @@ def fetch(
     saying what to do about a gated model, a missing network, or a file whose SHA-256 is not the
     published one (it is removed).
     """
-    if name not in OFFICIAL:
-        raise UserError(f"{name}: unknown; known: {', '.join(OFFICIAL)}")
-    official, folder = OFFICIAL[name], folder.resolve()
+    folder = folder.resolve()
 
     def get(file: str) -> Path:
         if offline:

@@ -6,17 +6,20 @@ from pathlib import Path
 
 
 @contextmanager
-def pictures(path: Path, n: int, width: float, height: float):
-    """Yields n axes side by side to draw on, and writes them as one PNG."""
+def pictures(path: Path, n: int, width: float, height: float, n_rows: int = 1):
+    """Yields axes to draw on, n of them side by side in each row, and writes them as one PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, row = plt.subplots(1, n, figsize=(width, height), layout="constrained", squeeze=False)
-    yield row[0]
-    for axes in row[0]:
-        axes.grid(alpha=0.3)
+    figure, grid = plt.subplots(
+        n_rows, n, figsize=(width, height), layout="constrained", squeeze=False
+    )
+    yield [*grid.flat]
+    for axes in grid.flat:
+        if not axes.images:
+            axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -166,3 +169,52 @@ def plot_iso_loss(loss: Callable, optimum: Callable, budget: float, path: Path) 
         axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="fresh tokens")
         axes.set(xlim=(params[0], params[-1]), ylim=(tokens[0], tokens[-1]))
         axes.legend(fontsize=8)
+
+
+def plot_spectrum(
+    values: dict[str, list], rows: Sequence[dict], before: float, after: float, path: Path
+) -> None:
+    """What a change of weights is made of: singular values of each layer (a line each, the layers
+    of one name in one colour), energy kept against rank, held-out loss against rank."""
+    ranks = [row["rank"] for row in rows]
+    with pictures(path, 3, 14, 4) as (spectrum, energy, loss):
+        kinds = sorted({name.rpartition(".")[2] for name in values})
+        for name, parts in values.items():
+            kind = name.rpartition(".")[2]
+            label = None if kind in spectrum.get_legend_handles_labels()[1] else kind
+            for i, s in enumerate(parts):
+                spectrum.plot(
+                    range(1, len(s) + 1), (s / s[0]).tolist(), lw=0.7, alpha=0.7,
+                    color=f"C{kinds.index(kind)}", label=None if i else label,
+                )  # fmt: skip
+        spectrum.set_ylabel("singular value, as a share of the largest")
+        spectrum.set(xlabel="number", xscale="log", yscale="log", ylim=(1e-3, 1.2))
+        spectrum.legend(fontsize=7)
+        energy.plot(ranks, [row["energy"] for row in rows], "o-", ms=3)
+        energy.set(xlabel="rank", xscale="log", ylim=(0, 1.02))
+        energy.set_ylabel("share of the squared change that is kept")
+        loss.plot(ranks, [row["loss"] for row in rows], "o-", ms=3, label="base + rank r")
+        loss.axhline(before, ls="--", lw=0.8, color="grey", label="base")
+        loss.axhline(after, lw=0.8, color="black", label="fine-tuned")
+        loss.set(xlabel="rank", xscale="log")
+        loss.set_ylabel("held-out loss, nats per supervised token")
+        loss.legend(fontsize=8)
+
+
+def plot_attention(
+    maps: dict[str, Sequence], heads: Sequence[int], words: Sequence[str], path: Path
+) -> None:
+    """Attention weights: a row of pictures for each block, one for each head. In a picture, a row
+    for each token that looks, a column for each that is seen. `maps` are {block: (H, T, S)}, words
+    the S tokens' own (fewer, where a soft prompt or prefix stands before them)."""
+    n_rows, n_columns = next(iter(maps.values())).shape[1:]
+    seen = [*[f"P{i}" for i in range(n_columns - len(words))], *words]
+    side = max(2.2, 0.16 * n_columns + 1.2)
+    height = max(1.2, side * n_rows / n_columns) + 0.4
+    with pictures(path, len(heads), side * len(heads), height * len(maps), len(maps)) as grid:
+        places = [(name, head) for name in maps for head in heads]
+        for axes, (name, head) in zip(grid, places, strict=True):
+            axes.imshow(maps[name][head].float().cpu().numpy(), vmin=0, vmax=1, cmap="Blues")
+            axes.set_title(f"{name}, head {head}", fontsize=8)
+            axes.set_xticks(range(n_columns), seen, fontsize=6, rotation=90)
+            axes.set_yticks(range(n_rows), seen[n_columns - n_rows :], fontsize=6)

@@ -8,9 +8,13 @@ import torch
 from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, first_layers
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
+from minillm.hub import Official
 from minillm.weights import LazyTensor, assign_weights, open_hf_weights, write_safetensors
 from phi.model import Phi, PhiConfig
 from phi.tokenizer import PhiTokenizer
+
+_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
+OFFICIAL = {"phi-1.5": Official("microsoft/phi-1_5", _FILES)}
 
 
 def load_phi(

@@ -12,13 +12,15 @@ import sys
 
 from minillm.cli import Parser
 from minillm.errors import UserError, friendly_errors
-from minillm.generate import Sampling, generate_steps
+from minillm.generate import generate_steps
 from minillm.linear import compile_single_rows
+from minillm.sampling import Sampling
+from minillm.text_stream import StopStrings, TextStream
 from tools.models import (
-    TextStream,
     add_adapted_model_flags,
     add_compile_flag,
     add_sampling_flags,
+    add_stop_flag,
     encode_prompt,
     load_model,
 )
@@ -28,18 +30,21 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add_adapted_model_flags(parser)
     add_sampling_flags(parser)
+    add_stop_flag(parser)
     add_compile_flag(parser)
     return parser.parse_args(argv)
 
 
-def answer(model, tokenizer, tokens, max_new_tokens: int, sampling: Sampling, seed: int) -> None:
-    """Streams one answer to the terminal until EOS, the limit or Ctrl-C."""
-    stream = TextStream(tokenizer, tokens)
+def answer(
+    model, tokenizer, tokens, max_new_tokens: int, sampling: Sampling, seed: int, stop: StopStrings
+) -> None:
+    """Streams one answer to the terminal until EOS, a stop string, the limit or Ctrl-C."""
+    stream = TextStream(tokenizer, tokens, stop)
     try:
-        for (token,) in generate_steps(
-            model, [tokens], max_new_tokens, sampling, eos_id=tokenizer.eos_id, seed=seed
+        for step in generate_steps(
+            model, [tokens], max_new_tokens, sampling, eos_id=tokenizer.eos_id, seed=seed, stop=stop
         ):
-            print(stream.push(token), end="", flush=True)
+            print(stream.push(step.tokens[0]), end="", flush=True)
     except KeyboardInterrupt:
         print(" [stopped]", end="")
     print(stream.finish(), end="\n\n", flush=True)
@@ -47,7 +52,9 @@ def answer(model, tokenizer, tokens, max_new_tokens: int, sampling: Sampling, se
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    sampling = Sampling(
+        args.temperature, args.top_k, args.top_p, args.repetition_penalty, args.min_p
+    )
     model, tokenizer, template = load_model(
         args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
         args.device, args.precision, args.force,
@@ -55,6 +62,7 @@ def main(argv=None) -> None:
     model.attention = args.attention
     if args.compile:
         compile_single_rows(model)
+    stop = StopStrings(tokenizer, tuple(args.stop))
     print(f"{args.adapter or args.checkpoint or 'tiny-llama'}; Ctrl-D or /quit ends")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")  # bytes that are no text are no reason to end
@@ -70,7 +78,7 @@ def main(argv=None) -> None:
             continue
         try:
             tokens = encode_prompt(tokenizer, template, line)
-            answer(model, tokenizer, tokens, args.max_new_tokens, sampling, args.seed + turn)
+            answer(model, tokenizer, tokens, args.max_new_tokens, sampling, args.seed + turn, stop)
         except UserError as error:  # a line too long for the context is no reason to end
             print(f"error: {error}")
 

@@ -2,7 +2,7 @@
 stopped, at the file that was not finished.
 
     python tools/download.py gpt2                  then: python tools/generate.py --checkpoint gpt2
-    python tools/download.py gpt2-medium gpt2-large
+    python tools/download.py gpt2-medium phi-1.5
     python tools/download.py llama-2-7b            gated: accept Meta's licence on the hub first
 """
 
@@ -10,7 +10,10 @@ from pathlib import Path
 
 from minillm.cli import Parser
 from minillm.errors import friendly_errors
-from minillm.hub import CHECKPOINTS, OFFICIAL, fetch
+from minillm.hub import CHECKPOINTS, fetch
+from tools.models import FAMILIES
+
+OFFICIAL = {name: official for family in FAMILIES for name, official in family.official.items()}
 
 
 def parse_args(argv=None):
@@ -29,7 +32,7 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     for name in args.names:
         folder = (Path(args.out) if args.out else CHECKPOINTS) / name
-        files = fetch(name, folder, args.endpoint, args.token, args.offline)
+        files = fetch(OFFICIAL[name], folder, args.endpoint, args.token, args.offline)
         size = sum(path.stat().st_size for path in files)
         known = sum(path.name in OFFICIAL[name].sha256 for path in files)
         print(f"{folder}: {len(files)} files, {size / 1e6:,.0f} MB; {known} of them have a "

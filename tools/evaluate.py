@@ -142,7 +142,8 @@ def main(argv=None) -> dict:
     how = {
         "batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens or task.answer_tokens,
         "seed": args.seed, "temperature": args.temperature, "top_k": args.top_k,
-        "top_p": args.top_p, "repetition_penalty": args.repetition_penalty,
+        "top_p": args.top_p, "min_p": args.min_p,
+        "repetition_penalty": args.repetition_penalty,
     }  # fmt: skip
     source = args.adapter or args.checkpoint
     folder = Path(args.out_dir or (source if source and Path(source).is_dir() else "."))

@@ -4,6 +4,7 @@
     python tools/generate.py --prompt "One morning, Nora" --no-cache       the same text, slower
     python tools/generate.py --adapter runs/finetune-llama-001/adapter --prompt "Where is Tom?"
     python tools/generate.py --prompts file.txt --samples 3 --temperature 0.8 --top-p 0.9
+    python tools/generate.py --prompt "One day" --temperature 1 --min-p 0.1 --stop . --explain
 """
 
 import argparse
@@ -13,14 +14,17 @@ from tqdm import tqdm
 from minillm.cli import Parser, positive
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_text
-from minillm.generate import Sampling, generate_steps
+from minillm.generate import generate_steps
 from minillm.linear import compile_single_rows
+from minillm.sampling import Sampling
+from minillm.text_stream import StopStrings, TextStream
+from tools.explain import explain
 from tools.models import (
     Stopwatch,
-    TextStream,
     add_adapted_model_flags,
     add_compile_flag,
     add_sampling_flags,
+    add_stop_flag,
     encode_prompt,
     load_model,
 )
@@ -37,6 +41,10 @@ def parse_args(argv=None):
         help="keep keys and values, or compute all tokens anew each step")  # fmt: skip
     add_adapted_model_flags(parser)
     add_sampling_flags(parser)
+    add_stop_flag(parser)
+    parser.add_argument("--explain", type=positive, nargs="?", const=5, metavar="N",
+        help="show at every step the N likeliest tokens (5), what each filter removed, and the "
+        "choice")  # fmt: skip
     add_compile_flag(parser)
     return parser.parse_args(argv)
 
@@ -56,7 +64,11 @@ def collect_prompts(given: list[str] | None, file: str | None) -> list[str]:
 def main(argv=None) -> list[str]:
     args = parse_args(argv)
     prompts = collect_prompts(args.prompt, args.prompts)
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    if args.explain and len(prompts) * args.samples > 1:
+        raise UserError("--explain: shows one text; give one --prompt and no --samples")
+    sampling = Sampling(
+        args.temperature, args.top_k, args.top_p, args.repetition_penalty, args.min_p
+    )
     model, tokenizer, template = load_model(
         args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
         args.device, args.precision, args.force,
@@ -66,29 +78,34 @@ def main(argv=None) -> list[str]:
         compile_single_rows(model)
     encoded = [encode_prompt(tokenizer, template, p, args.input) for p in prompts]
     rows = [tokens for tokens in encoded for _ in range(args.samples)]
+    stop = StopStrings(tokenizer, tuple(args.stop))
     steps = generate_steps(
-        model, rows, args.max_new_tokens, sampling, args.cache, tokenizer.eos_id, args.seed
-    )
-    streams = [TextStream(tokenizer, tokens) for tokens in rows]
+        model, rows, args.max_new_tokens, sampling, args.cache, tokenizer.eos_id, args.seed,
+        stop=stop if args.stop else None,
+    )  # fmt: skip
+    streams = [TextStream(tokenizer, tokens, stop) for tokens in rows]
     watch = Stopwatch(next(model.parameters()).device)
-    alone = len(rows) == 1  # then the text is shown as it grows
-    if alone and template is None:
+    live = len(rows) == 1 and not args.explain  # then the text is shown as it grows
+    if live and template is None:
         print(prompts[0], end="", flush=True)
-    last = [None] * len(rows)
-    for tokens in steps if alone else tqdm(steps, total=args.max_new_tokens, leave=False):
-        watch.mark(sum(token is not None for token in tokens))
-        for i, token in enumerate(tokens):
+    is_quiet = live or args.explain
+    for step in steps if is_quiet else tqdm(steps, total=args.max_new_tokens, leave=False):
+        watch.mark(sum(token is not None for token in step.tokens))
+        if args.explain:
+            seen, logits = streams[0].tokens, step.logits[0]
+            print(explain(tokenizer, seen, logits, sampling, step.tokens[0], args.explain), "\n")
+        for stream, token in zip(streams, step.tokens, strict=True):
             if token is not None:
-                new, last[i] = streams[i].push(token), token
-                print(new if alone else "", end="", flush=True)
-    print(streams[0].finish() if alone else "")
+                new = stream.push(token)
+                print(new if live else "", end="", flush=True)
+    print(streams[0].finish() if live else "")
     texts = [stream.text() for stream in streams]
-    for i, text in enumerate(texts if not alone else []):
+    for i, text in enumerate(texts if not live else []):
         prompt, sample = divmod(i, args.samples)
         title = f"=== {prompt + 1}{f'-{sample + 1}' if args.samples > 1 else ''} ==="
         print(f"{title}\n{prompts[prompt] if template is None else ''}{text}\n")
     full = max(map(len, rows)) + args.max_new_tokens > model.config.max_seq_len
-    if full and any(token != tokenizer.eos_id for token in last):
+    if full and any(s.tokens[-1] != tokenizer.eos_id and not s.at_stop for s in streams):
         print(f"(stopped at the model's context of {model.config.max_seq_len} tokens)")
     print(f"[{watch.summary(sum(map(len, rows)))}; cache {'on' if args.cache else 'off'}]")
     return texts

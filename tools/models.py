@@ -38,9 +38,22 @@ def add_sampling_flags(parser: Parser) -> None:
     add("--temperature", type=float, default=0.0, help="0 is greedy")
     add("--top-k", type=int, help="draw from the k likeliest tokens")
     add("--top-p", type=float, help="draw from the fewest tokens that reach this probability")
+    add("--min-p", type=float,
+        help="drop what has less than this share of the likeliest token's probability")  # fmt: skip
     add("--repetition-penalty", type=float, default=1.0,
         help="above 1 makes tokens seen (prompt included) less likely")  # fmt: skip
     add("--seed", type=whole, default=0)
+
+
+def add_stop_flag(parser: Parser) -> None:
+    """For tools that write texts to look at."""
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", type=_line_breaks,
+        help="end where this is written, and leave it out; \\n is a new line; may be "
+        "repeated")  # fmt: skip
+
+
+def _line_breaks(text: str) -> str:
+    return text.replace("\\n", "\n")
 
 
 def add_compile_flag(parser: Parser) -> None:
@@ -113,35 +126,6 @@ def encode_prompt(tokenizer, template: Template | None, prompt: str, input: str 
     if template is not None:
         prompt = template.ask(prompt, input)
     return tokenizer.encode(prompt, bos=True)
-
-
-class TextStream:
-    """Turns tokens into text as they come, holding back bytes that are not yet a character."""
-
-    def __init__(self, tokenizer, prompt: list[int]):
-        self.tokenizer = tokenizer
-        self.tokens = list(prompt)
-        self.start = len(tokenizer.decode(self.tokens))
-        self.shown = self.start
-
-    def push(self, token: int) -> str:
-        """The text that one more token makes certain: perhaps none, perhaps several characters."""
-        self.tokens.append(token)
-        text = self.tokenizer.decode(self.tokens)
-        # an unfinished character decodes to U+FFFD until its last byte is there
-        return self._show(text.rstrip("\ufffd"))
-
-    def finish(self) -> str:
-        """What is left, broken bytes included."""
-        return self._show(self.tokenizer.decode(self.tokens))
-
-    def text(self) -> str:
-        """Everything after the prompt."""
-        return self.tokenizer.decode(self.tokens)[self.start :]
-
-    def _show(self, text: str) -> str:
-        new, self.shown = text[self.shown :], max(self.shown, len(text))
-        return new
 
 
 class Stopwatch:

@@ -4,8 +4,8 @@ import pytest
 
 from llama import LlamaTokenizer
 from minillm.errors import UserError
+from minillm.text_stream import TextStream
 from tests.conftest import shared
-from tools.models import TextStream
 
 TEXTS = [
     "Nora went to the harbour.", " leading space", "two  spaces\tand a tab\nand a line",

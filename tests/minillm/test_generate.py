@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing, sampling does what it says, errors name the numbers."""
+"""Generation: the cache changes nothing, rows end where they should, errors name the numbers."""
 
 import math
 
@@ -9,11 +9,14 @@ from torch import nn
 from llama import Llama
 from minillm import add_lora, generate
 from minillm.errors import UserError
-from minillm.generate import Sampling, penalize_repetition, sample_next_token
+from minillm.text_stream import StopStrings
 from tests.conftest import MODELS, sharp, small_config
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [4] * 20, list(range(10, 22))]
-SAMPLING = {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.3, "seed": 3}
+SAMPLING = {
+    "temperature": 0.9, "top_k": 50, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.3,
+    "seed": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["llama-gqa", "gpt2"])
@@ -52,6 +55,25 @@ def test_a_row_ends_with_its_eos_and_others_go_on(model):
     ended = generate(model, PROMPTS, 12, eos_id=eos)
     assert ended == [r[: r.index(eos) + 1] if eos in r else r for r in free]
     assert len(ended[0]) <= 5
+
+
+class Letters:
+    """A tokenizer of which every id is a letter, and every 16th a space."""
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join("abcdefghijklmno "[i % 16] for i in ids)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_row_ends_at_its_stop_string_and_others_go_on(model, use_cache):
+    free = generate(model, PROMPTS, 20)
+    texts = [Letters().decode(row) for row in free]
+    stop = StopStrings(Letters(), (texts[0][4:7], texts[2][9:12]))
+    ended = generate(model, PROMPTS, 20, stop=stop, use_cache=use_cache)
+    for row, was, text in zip(ended, free, texts, strict=True):
+        ends = [text.find(s) + 3 for s in stop.strings if s in text]
+        assert row == was[: min(ends, default=20)]
+    assert len(ended[0]) <= 7 and len(ended[2]) <= 12
 
 
 def test_generation_stops_where_the_context_is_full(model):
@@ -96,45 +118,3 @@ def test_what_cannot_be_generated_is_refused_with_its_numbers(model, change, mes
     arguments = {"prompts": [[1]], "max_new_tokens": 3, "use_cache": use_cache} | change
     with pytest.raises(UserError, match=message):
         generate(model, **arguments)
-
-
-def draws(logits: list[float], n: int = 400, **settings) -> set[int]:
-    rows = torch.tensor([logits]).expand(n, -1)
-    streams = [torch.Generator().manual_seed(i) for i in range(n)]
-    return set(sample_next_token(rows, Sampling(**settings), streams).tolist())
-
-
-def test_temperature_zero_takes_the_best():
-    assert draws([1.0, 3.0, 2.0]) == {1}
-
-
-def test_top_k_keeps_exactly_k_of_equal_candidates():
-    assert len(draws([0.0] * 8, temperature=1.0, top_k=3)) == 3
-
-
-@pytest.mark.parametrize(("p", "kept"), [(0.0, 1), (0.49, 1), (0.51, 2), (0.81, 3), (1.0, 3)])
-def test_top_p_keeps_the_fewest_that_reach_it(p, kept):
-    logits = [math.log(x) for x in (0.3, 0.5, 0.2)]
-    assert draws(logits, temperature=1.0, top_p=p) == {1, 0, 2} - {0, 2}.difference(
-        {0} if kept > 1 else set(), {2} if kept > 2 else set()
-    )
-
-
-def test_a_top_k_of_0_keeps_the_best():
-    assert draws([0.0, 1.0, 0.5], temperature=1.0, top_k=0) == {1}
-
-
-def test_a_top_k_above_the_vocabulary_filters_nothing():
-    assert draws([0.0, 0.0], temperature=1.0, top_k=99) == {0, 1}
-
-
-def test_a_tiny_temperature_does_not_overflow():
-    for temperature in (1e-19, 1e-300):
-        assert draws([1.0, 80.0, 2.0], temperature=temperature) == {1}
-
-
-def test_the_repetition_penalty_counts_each_token_once_and_no_padding():
-    logits = torch.tensor([[2.0, -2.0, 4.0, 1.0]])
-    tokens, pads = torch.tensor([[0, 0, 1, 2, 2]]), torch.tensor([2])
-    got = penalize_repetition(logits, tokens, pads, 2.0)
-    assert got.tolist() == [[2.0, -4.0, 2.0, 1.0]]

@@ -79,9 +79,8 @@ def server():
 
 
 @pytest.fixture
-def official(monkeypatch):
-    sha = hashlib.sha256(CONTENT).hexdigest()
-    monkeypatch.setitem(hub.OFFICIAL, "gpt2", hub.Official("a/b", (NAME,), {NAME: sha}))
+def official():
+    return hub.Official("a/b", (NAME,), {NAME: hashlib.sha256(CONTENT).hexdigest()})
 
 
 def test_g1_transfers(server, official, tmp_path, tally, monkeypatch):
@@ -96,7 +95,7 @@ def test_g1_transfers(server, official, tmp_path, tally, monkeypatch):
         BadHub.fault, BadHub.cuts = fault, cuts
         folder, began = tmp_path / fault.replace(" ", "_"), time.monotonic()
         try:
-            (path,) = hub.fetch("gpt2", folder, server)
+            (path,) = hub.fetch(official, folder, server)
             found[fault] = path.read_bytes() == CONTENT
         except hub.UserError as error:
             left, curable = (folder / NAME).exists(), cuts > 0
@@ -107,21 +106,20 @@ def test_g1_transfers(server, official, tmp_path, tally, monkeypatch):
     tally("G1", found, "the right file, or one line and no file; silence is given up in 30 s")
 
 
-def test_g2_names(server, tmp_path, tally, monkeypatch):
+def test_g2_names(server, tmp_path, tally):
     official = hub.Official("a/b", ("model.safetensors.index.json",))
-    monkeypatch.setitem(hub.OFFICIAL, "gpt2", official)
     index, found = tmp_path / "model.safetensors.index.json", {}
     for name in ("../x.safetensors", "/tmp/x.safetensors", "%2e%2e%2fx.safetensors",
                  "..\\x.safetensors"):  # fmt: skip
         index.write_text(json.dumps({"weight_map": {"a": name}}))
-        found[name] = refused(lambda: hub.fetch("gpt2", tmp_path, offline=True), "do not trust")
+        found[name] = refused(lambda: hub.fetch(official, tmp_path, offline=True), "do not trust")
     tally("G2", found)
 
 
 def test_g3_offline(official, tmp_path, tally):
     began = time.monotonic()
     sha = hashlib.sha256(CONTENT).hexdigest()
-    result = refused(lambda: hub.fetch("gpt2", tmp_path, offline=True), NAME, sha, "resolve/main",
+    result = refused(lambda: hub.fetch(official, tmp_path, offline=True), NAME, sha, "resolve/main",
                      str(tmp_path))  # fmt: skip
     seconds = time.monotonic() - began
     tally("G3", {"empty folder": result if seconds < 2 else f"{seconds:.1f} s"})

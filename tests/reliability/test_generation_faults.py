@@ -7,9 +7,9 @@ import torch
 
 from llama import LlamaTokenizer
 from minillm import generate
+from minillm.text_stream import TextStream
 from tests.conftest import MODELS, TINY_LLAMA
 from tests.reliability.conftest import refused
-from tools.models import TextStream
 
 pytestmark = pytest.mark.reliability
 

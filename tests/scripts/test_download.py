@@ -75,10 +75,10 @@ def server(monkeypatch):
 def known(monkeypatch):
     """The published hashes as those of the files above."""
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
-    for name, official in hub.OFFICIAL.items():
+    for name, official in download.OFFICIAL.items():
         ours = {file: hashes[file] for file in official.sha256}
         patched = hub.Official(official.repo, official.files, ours, official.gated)
-        monkeypatch.setitem(hub.OFFICIAL, name, patched)
+        monkeypatch.setitem(download.OFFICIAL, name, patched)
 
 
 def test_a_model_is_fetched_checked_and_found_by_its_name(server, known, tmp_path, monkeypatch):
@@ -90,58 +90,58 @@ def test_a_model_is_fetched_checked_and_found_by_its_name(server, known, tmp_pat
 
 
 def test_a_sharded_model_is_fetched_by_its_index(server, known, tmp_path):
-    files = hub.fetch("llama-2-7b", tmp_path, server)
+    files = hub.fetch(download.OFFICIAL["llama-2-7b"], tmp_path, server)
     assert {"model-1.safetensors", "model-2.safetensors"} <= {path.name for path in files}
 
 
 def test_what_is_there_is_not_fetched_again(server, known, tmp_path):
-    hub.fetch("gpt2", tmp_path, server)
+    hub.fetch(download.OFFICIAL["gpt2"], tmp_path, server)
     Hub.asked.clear()
-    hub.fetch("gpt2", tmp_path, server)
+    hub.fetch(download.OFFICIAL["gpt2"], tmp_path, server)
     assert not [path for method, path, _ in Hub.asked if method == "GET" and "resolve" in path]
 
 
 def test_a_file_with_another_hash_is_removed_and_refused(server, known, tmp_path):
     Hub.files["vocab.json"] = b'{"a": 1}'
     with pytest.raises(UserError, match=r"vocab\.json: SHA-256"):
-        hub.fetch("gpt2", tmp_path, server)
+        hub.fetch(download.OFFICIAL["gpt2"], tmp_path, server)
     assert not (tmp_path / "vocab.json").exists()
 
 
 def test_a_gated_model_says_what_to_do(server, tmp_path):
     Hub.status = 403
     with pytest.raises(UserError, match="licence.*--token"):
-        hub.fetch("llama-2-7b", tmp_path, server)
+        hub.fetch(download.OFFICIAL["llama-2-7b"], tmp_path, server)
 
 
 def test_without_a_network_it_says_so_and_how_to_go_on(tmp_path):
     with pytest.raises(UserError, match="cannot be reached.*by hand"):
-        hub.fetch("gpt2", tmp_path, "http://127.0.0.1:9")
+        hub.fetch(download.OFFICIAL["gpt2"], tmp_path, "http://127.0.0.1:9")
 
 
 def test_an_index_that_leaves_the_folder_is_not_followed(server, known, tmp_path):
     Hub.files["model.safetensors.index.json"] = b'{"weight_map": {"a": "../evil.safetensors"}}'
     with pytest.raises(UserError, match="do not trust"):
-        hub.fetch("llama-2-7b", tmp_path, server)
+        hub.fetch(download.OFFICIAL["llama-2-7b"], tmp_path, server)
 
 
 def test_a_weight_file_that_is_not_what_the_hub_tells_is_refused(server, tmp_path, monkeypatch):
     """gpt2-xl has no pinned hash: the hub's own, 64 digits for a large file, must hold."""
     monkeypatch.setattr(Hub, "etag", lambda self, content: "0" * 64)
-    monkeypatch.setitem(hub.OFFICIAL, "gpt2-xl", hub.Official("x/y", ("model.safetensors",)))
+    monkeypatch.setitem(download.OFFICIAL, "gpt2-xl", hub.Official("x/y", ("model.safetensors",)))
     with pytest.raises(UserError, match="SHA-256"):
-        hub.fetch("gpt2-xl", tmp_path, server)
+        hub.fetch(download.OFFICIAL["gpt2-xl"], tmp_path, server)
 
 
 def test_a_hub_in_trouble_is_quoted(server, tmp_path):
     Hub.status = 500
     with pytest.raises(UserError, match="500"):
-        hub.fetch("gpt2", tmp_path, server)
+        hub.fetch(download.OFFICIAL["gpt2"], tmp_path, server)
 
 
 def test_a_relative_folder_gets_its_shards_too(server, known, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(hub.fetch("llama-2-7b", hub.Path("here"), server)) == 5
+    assert len(hub.fetch(download.OFFICIAL["llama-2-7b"], hub.Path("here"), server)) == 5
 
 
 def test_a_model_that_is_not_here_names_the_command_that_fetches_it():

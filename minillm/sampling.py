@@ -1,0 +1,113 @@
+"""From logits to the next token: one pure function, and the settings it reads.
+
+Sources: top-k: Fan et al. 2018; top-p: Holtzman et al. 2020; min-p: Nguyen et al. 2024;
+repetition penalty: Keskar et al. 2019.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minillm.errors import NumericError, UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: temperature 0 is greedy; None filters nothing.
+
+    Errors: UserError naming the setting, its value and its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    min_p: float | None = None
+
+    def __post_init__(self):
+        bad = None
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            bad = f"temperature {self.temperature}: must be 0 (greedy) or a positive number"
+        elif self.top_k is not None and self.top_k < 0:
+            bad = f"top_k {self.top_k}: must be at least 1"
+        elif self.top_p is not None and not 0 <= self.top_p <= 1:
+            bad = f"top_p {self.top_p}: must lie between 0 and 1"
+        elif self.min_p is not None and not 0 <= self.min_p <= 1:
+            bad = f"min_p {self.min_p}: must lie between 0 and 1"
+        elif not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            bad = f"repetition_penalty {self.repetition_penalty}: must be positive, 1 for none"
+        if bad:
+            raise UserError(f"{bad}; change it")
+
+
+def sample_next_token(
+    logits: Tensor, sampling: Sampling, streams: list[torch.Generator] | None = None
+) -> Tensor:
+    """One token id per row: a draw from the candidates, or the argmax at temperature 0.
+
+    Shapes: logits (B, V) fp32 -> (B,) int64; streams: a random stream per row. Errors: NumericError
+    for logits that are no numbers.
+    """
+    if sampling.temperature < 1e-20:  # fp32 could not divide by it
+        return logits.argmax(-1)
+    ids, probabilities = candidates(logits, sampling)
+    streams = streams or [None] * len(logits)
+    try:
+        drawn = [
+            torch.multinomial(row, 1, generator=stream)
+            for row, stream in zip(probabilities, streams, strict=True)
+        ]
+    except RuntimeError as error:
+        raise NumericError(f"the model's logits are no numbers ({error})") from None
+    return ids.gather(-1, torch.stack(drawn)).squeeze(-1)
+
+
+def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Ids, best first, and what each weighs in the draw: 0 where top-p or min-p removed it.
+
+    Temperature comes first, then top-k: exactly k are left, at least one (ties broken by order),
+    and their probabilities sum to 1. top_p leaves the fewest that reach p: of 0.5, 0.3, 0.2 and
+    p = 0.7 the first two; p = 0 leaves one. min_p removes what has less than that share of the best
+    one's probability. Shapes: logits (B, V) -> (B, k) each; temperature must not be 0.
+    """
+    n = logits.size(-1)
+    k = n if sampling.top_k is None else min(max(sampling.top_k, 1), n)
+    values, ids = logits.topk(k)  # (B, k), best first
+    # the best logit becomes 0 before the division: a tiny temperature cannot overflow
+    probabilities = torch.softmax((values - values[:, :1]) / sampling.temperature, -1)
+    removed = torch.zeros_like(probabilities, dtype=torch.bool)
+    if sampling.top_p is not None:
+        before = probabilities.cumsum(-1) - probabilities  # mass of the better candidates
+        removed |= before >= sampling.top_p
+    if sampling.min_p is not None:
+        removed |= probabilities < sampling.min_p * probabilities[:, :1]
+    removed[:, 0] = False
+    return ids, probabilities.masked_fill(removed, 0.0)
+
+
+def penalize_repetition(
+    logits: Tensor, tokens: Tensor, left_pad: Tensor | None, penalty: float
+) -> Tensor:
+    """Divides positive and multiplies negative logits of every token seen, prompt included.
+
+    Shapes: logits (B, V), tokens (B, T); paddings do not count as seen.
+    """
+    if penalty == 1.0:
+        return logits
+    seen = torch.zeros_like(logits, dtype=torch.int32)  # (B, V)
+    real = torch.ones_like(tokens, dtype=torch.int32)
+    if left_pad is not None:
+        columns = torch.arange(tokens.size(1), device=tokens.device)
+        real = (columns >= left_pad[:, None]).int()
+    seen.scatter_add_(1, tokens, real)
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen > 0, penalized, logits)
+
+
+def random_streams(seed: int | None, n: int, device: torch.device) -> list[torch.Generator]:
+    """A generator per row, seeded seed + row; without a seed, from PyTorch's global stream."""
+    if seed is None:
+        seed = int(torch.randint(2**31, ()))
+    return [torch.Generator(device).manual_seed(seed + row) for row in range(n)]

@@ -1,0 +1,153 @@
+"""tools/extract_lora.py: the nearest update of each rank, as an ordinary adapter."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from llama import load_llama, save_llama
+from minillm.errors import UserError
+from minillm.peft_format import load_adapter
+from minillm.peft_lora import lora_layers
+from tests.conftest import ALL_MODELS, TINY_LLAMA
+from tools import extract_lora
+from tools.extract_lora import energy_kept, find_changes
+
+ALL = {"gpt2": ["c_attn", "c_fc", "c_proj"], "phi": ["q_proj", "v_proj", "dense", "fc1"]}
+
+
+def moved(model, rank: int | None = None):
+    """A copy whose linear layers have moved, by matrices of a rank if one is given."""
+    tuned = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in tuned.modules():
+            if isinstance(module, torch.nn.Linear):
+                rows, columns = module.weight.shape
+                k = rank or min(rows, columns)
+                module.weight += torch.randn(rows, k) @ torch.randn(k, columns) / 30
+    return tuned
+
+
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_all_ranks_give_the_fine_tuned_weights_back(kind):
+    base = ALL_MODELS[kind]().eval()
+    tuned = moved(base)
+    changes = find_changes(base, tuned, ALL.get(kind, ["wq", "wk", "wv", "w2"]))
+    after = dict(tuned.named_modules())
+    for name, change in changes.items():
+        change.cut(None)
+        found = change.layer.weight + change.layer.delta()
+        assert torch.allclose(found, after[name].weight, atol=1e-5)
+
+
+def test_a_change_of_rank_3_is_whole_at_rank_3_and_not_before():
+    base = ALL_MODELS["llama-gqa"]()
+    changes = find_changes(base, moved(base, rank=3), ["wq", "w1"])
+    values = [s for change in changes.values() for s in change.values]
+    assert energy_kept(values, 3) == pytest.approx(1, abs=1e-9)
+    assert energy_kept(values, 2) < 0.99
+
+
+def test_the_error_is_the_root_of_the_cut_values_squared():
+    base = ALL_MODELS["llama-mha"]()
+    tuned = moved(base)
+    for name, change in find_changes(base, tuned, ["wq", "w2"]).items():
+        change.cut(5)
+        wanted = tuned.get_submodule(name).weight - change.layer.weight
+        error = torch.linalg.matrix_norm(wanted - change.layer.delta())
+        assert torch.allclose(error, change.values[0][5:].square().sum().sqrt(), rtol=1e-4)
+
+
+def test_gradient_descent_finds_no_nearer_update_of_that_rank():
+    base = ALL_MODELS["llama-mha"]()
+    (change,) = find_changes(base, tuned := moved(base), ["layers.0.attention.wq"]).values()
+    change.cut(4)
+    wanted = tuned.layers[0].attention.wq.weight.detach() - change.layer.weight.detach()
+    a, b = (p.detach().clone().requires_grad_() for p in change.layer.factors())
+    distance = (wanted - b @ a).square().sum()
+    assert all(g.abs().max() < 1e-4 * distance for g in torch.autograd.grad(distance, (a, b)))
+
+
+def test_a_and_b_share_the_singular_values_evenly():
+    base = ALL_MODELS["llama-mha"]()
+    for change in find_changes(base, moved(base), ["wv"]).values():
+        change.cut(6)
+        a, b = change.layer.factors()
+        s = torch.diag(change.values[0][:6])
+        assert torch.allclose(a @ a.T, s, atol=1e-4) and torch.allclose(b.T @ b, s, atol=1e-4)
+
+
+def test_slices_of_a_fused_layer_are_cut_each_for_itself():
+    base = ALL_MODELS["gpt2"]()
+    tuned = moved(base)
+    for name, change in find_changes(base, tuned, ["q", "v"]).items():
+        change.cut(None)
+        found = (change.layer.weight + change.layer.delta()).chunk(3)
+        after, before = tuned.get_submodule(name).weight.chunk(3), change.layer.weight.chunk(3)
+        assert torch.allclose(found[0], after[0], atol=1e-5)
+        assert torch.equal(found[1], before[1])  # k was not asked for
+        assert torch.allclose(found[2], after[2], atol=1e-5)
+
+
+def test_a_model_that_has_not_changed_is_an_error():
+    base = ALL_MODELS["llama-mha"]()
+    with pytest.raises(UserError, match="equal in every target"):
+        find_changes(base, copy.deepcopy(base), ["wq"])
+
+
+@pytest.fixture(scope="module")
+def tuned_folder(tmp_path_factory):
+    """The first layer of tiny-llama, as a fine-tuning might have moved it."""
+    torch.manual_seed(3)
+    model, tokenizer = load_llama(TINY_LLAMA, n_layers=1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += torch.randn_like(p) * (2e-3 if p.dim() == 2 else 1e-3)
+    main_direction = torch.outer(torch.randn(192), torch.randn(192))
+    model.layers[0].attention.wq.weight.data += 0.02 * main_direction
+    folder = tmp_path_factory.mktemp("tuned")
+    save_llama(model, tokenizer, folder)
+    return folder
+
+
+def test_the_script_keeps_an_ordinary_adapter(tuned_folder, tmp_path, capsys):
+    flags = ["--checkpoint", str(tuned_folder), "--held-out", "8", "--rank", "4", "--ranks", "1,64"]
+    rows = extract_lora.main([*flags, "--out-dir", str(tmp_path), "--template", "alpaca"])
+    assert [row["rank"] for row in rows] == [1, 4, 64, 192]
+    assert "kept" in capsys.readouterr().out and (tmp_path / "spectrum.png").exists()
+    told = json.loads((tmp_path / "extract.json").read_text())
+    assert 0.5 < told["share_in_targets"] < 1
+    model = load_adapter(load_llama(TINY_LLAMA, n_layers=1)[0], tmp_path / "adapter")
+    layers = lora_layers(model)
+    assert len(layers) == 7 and {len(m.lora_A) for m in layers.values()} == {4}
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["r"] == settings["lora_alpha"] == 4
+    energies = [row["energy"] for row in rows]
+    assert energies == sorted(energies) and energies[-1] == pytest.approx(1)
+
+
+def test_peft_computes_what_the_extracted_adapter_does(tuned_folder, tmp_path):
+    peft, transformers = (pytest.importorskip(name) for name in ("peft", "transformers"))
+    flags = ["--checkpoint", str(tuned_folder), "--held-out", "4", "--rank", "8", "--ranks", "8"]
+    extract_lora.main([*flags, "--targets", "wq,wv", "--out-dir", str(tmp_path / "out")])
+    base, tokenizer = load_llama(TINY_LLAMA, n_layers=1)
+    save_llama(base, tokenizer, tmp_path / "base")
+    ours = load_adapter(base, tmp_path / "out" / "adapter").eval()
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base").float()
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "out" / "adapter").eval()
+    tokens = torch.randint(3, 2048, (2, 24))
+    with torch.no_grad():
+        assert torch.allclose(ours(tokens), theirs(tokens).logits, atol=2e-4)
+
+
+def test_a_base_with_other_tensors_is_an_error(tuned_folder, tokenizer, tmp_path):
+    save_llama(ALL_MODELS["llama-mha"](n_layers=1), tokenizer, tmp_path / "other")
+    flags = ["--checkpoint", str(tuned_folder), "--held-out", "2", "--out-dir", str(tmp_path)]
+    with pytest.raises(UserError, match="--base: its tensors are not those"):
+        extract_lora.main([*flags, "--base", str(tmp_path / "other")])
+
+
+def test_without_a_checkpoint_it_says_so():
+    with pytest.raises(UserError, match="--checkpoint: none given"):
+        extract_lora.main([])

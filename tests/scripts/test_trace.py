@@ -1,0 +1,112 @@
+"""tools/trace.py: the rows are what the model computes, and the model does not notice."""
+
+import math
+import sys
+
+import pytest
+import torch
+
+from minillm.adapt.prompts import PrefixTuning, prefix_of_text
+from minillm.errors import UserError
+from tests.conftest import ALL_MODELS, ROOT
+from tools import trace
+
+TOKENS = [5, 900, 17, 33, 17]
+
+
+@pytest.fixture(params=ALL_MODELS)
+def model(request):
+    model = ALL_MODELS[request.param]().eval()
+    model.attention = "explicit"
+    return model
+
+
+def test_the_last_row_is_the_logits_and_the_model_computes_as_ever(model):
+    with torch.no_grad():
+        before = model(torch.tensor([TOKENS]))
+    rows = trace.trace(model, TOKENS)
+    assert torch.equal(rows[-1].tensor, before) and sys.gettrace() is None
+
+
+def test_every_name_stands_in_the_line_or_the_function_that_a_row_names(model):
+    for row in trace.trace(model, TOKENS):
+        file, _, number = row.line.partition(":")
+        lines = (ROOT / file).read_text().splitlines()
+        # the line of a def stands for what the function was given
+        text = " ".join(lines[int(number) - 1 : int(number) + 9])
+        assert row.name == "->" or row.name in text, row
+
+
+def test_the_output_of_every_layer_is_there_by_its_module(model):
+    outputs = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, __, out, name=name: outputs.update({name: out}))
+    rows = trace.trace(model, TOKENS)
+    found = {id(row.tensor): row.module for row in rows if row.name == "->"}
+    inside = {name: out for name, out in outputs.items() if name != model.HEAD}
+    assert inside and all(found[id(out)] == name for name, out in inside.items())
+
+
+def test_attention_maps_are_shares_of_columns_not_after_the_row(model):
+    maps = trace.attention_maps(trace.trace(model, TOKENS))
+    assert len(maps) == model.config.n_layers
+    for weights in maps.values():
+        assert weights.shape == (model.config.n_heads, 5, 5)
+        assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
+        assert not weights.triu(1).any()
+
+
+def test_a_cached_step_looks_as_the_whole_forward_does_in_its_last_row(model):
+    whole = trace.attention_maps(trace.trace(model, TOKENS))
+    step = trace.attention_maps(trace.trace(model, TOKENS, cached=True))
+    for name in whole:
+        assert torch.allclose(whole[name][:, -1:], step[name], atol=1e-5)
+
+
+def test_a_fused_kernel_has_no_maps(model):
+    model.attention = "sdpa"
+    assert trace.attention_maps(trace.trace(model, TOKENS)) == {}
+
+
+def test_a_prefix_is_seen_before_the_tokens(model):
+    wrapped = PrefixTuning(model, prefix_of_text(model, [3, 4, 5])).eval()
+    for weights in trace.attention_maps(trace.trace(wrapped, TOKENS)).values():
+        assert weights.shape[1:] == (5, 8) and weights[:, :, :3].any()
+
+
+def test_the_trace_function_before_is_put_back_after_an_error(model):
+    seen = []
+
+    def before(*_):
+        seen.append(1)
+
+    sys.settrace(before)
+    try:
+        with pytest.raises(UserError):
+            trace.trace(model, [1] * 500)
+        assert sys.gettrace() is before
+    finally:
+        sys.settrace(None)
+
+
+def test_a_norm_leaves_out_what_a_mask_hides(model):
+    rows = trace.trace(model, TOKENS)
+    masked = [row for row in rows if row.name == "scores"][1]
+    values = masked.tensor[masked.tensor > -math.inf].double()
+    assert f"{float(values.norm()):.4g}" in trace.describe(masked)
+    n_hidden = model.config.n_heads * 10
+    assert f"{n_hidden} x -inf" in trace.describe(masked)
+
+
+def test_it_prints_the_blocks_asked_for_and_draws_their_heads(tmp_path, capsys):
+    trace.main(["--prompt", "Nora", "--blocks", "2", "--heads", "1", "--out-dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "layers.2.attention.wq" in out and "layers.1." not in out
+    assert (tmp_path / "attention.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--blocks", "6"), ("--heads", "6")])
+def test_a_block_or_head_that_is_not_there_is_an_error(tmp_path, flag, value):
+    with pytest.raises(UserError, match=f"{flag} 6: there are 0 to 5"):
+        trace.main(["--prompt", "Nora", flag, value, "--out-dir", str(tmp_path)])
