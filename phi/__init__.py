@@ -6,7 +6,7 @@ from phi.model import Phi, PhiConfig
 from phi.tokenizer import PhiTokenizer
 
 FAMILY = Family(
-    "phi", "phi-1.5", PhiConfig, Phi, PhiTokenizer, load_phi, save_phi, PhiTokenizer.train,
+    "phi", "tiny-phi", PhiConfig, Phi, PhiTokenizer, load_phi, save_phi, PhiTokenizer.train,
     ("q_proj", "v_proj"), OFFICIAL,
 )  # fmt: skip
 

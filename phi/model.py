@@ -75,6 +75,7 @@ class PhiConfig:
 PRESETS = {
     "phi-1.5": PhiConfig(2048, 24, 32, 32, 51200, 8192),
     "phi-2": PhiConfig(2560, 32, 32, 32, 51200, 10240, rotary_share=0.4),
+    "tiny-phi": PhiConfig(128, 4, 4, 4, 2048, 512, max_seq_len=512),
 }
 
 

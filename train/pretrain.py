@@ -2,6 +2,7 @@
 
     python train/pretrain.py --save checkpoints/tiny-llama     makes the bundled models anew
     python train/pretrain.py --model gpt2 --save checkpoints/tiny-gpt2
+    python train/pretrain.py --model phi --epochs 3 --save checkpoints/tiny-phi
     python train/pretrain.py --out-dir runs/pretrain-001 --resume       after an interruption
 
 Part of every batch passes only the first few blocks (see prefix_loss), so that the model's first
@@ -17,6 +18,7 @@ from torch import nn
 
 import gpt2
 import llama
+import phi
 from minillm import generate
 from minillm.checkpoint import empty_model
 from minillm.cli import Parser, amount, positive, settings_of, whole
@@ -32,7 +34,7 @@ from minillm.precision import choose_device, choose_precision
 from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, evaluate, train
 
-FAMILIES = {family.name: family for family in (llama.FAMILY, gpt2.FAMILY)}
+FAMILIES = {family.name: family for family in (llama.FAMILY, gpt2.FAMILY, phi.FAMILY)}
 HELD_OUT_SEED = 1  # the training stories come from seed 0
 OTHERS_SEED = 2  # reviews and articles to fine-tune on come from seed 0
 REVIEWS_A_PAGE = 8  # joined to about a story's length
@@ -42,7 +44,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--model", choices=[*FAMILIES], default="llama", help="family of the model to train")
-    add("--preset", help="sizes of the model (default: tiny-llama or tiny-gpt2)")
+    add("--preset", help="sizes of the model (default: tiny-llama, tiny-gpt2 or tiny-phi)")
     add("--stories", type=positive, default=15000, help="stories to train on")
     add("--reviews", type=whole, default=10000, help="film reviews besides, without labels")
     add("--articles", type=whole, default=3000, help="articles besides, without highlights")
