@@ -12,6 +12,7 @@ so the last row, all ranks of the targets, need not reach the fine-tuned model i
 keeps is the update of --rank.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,9 +22,9 @@ from tqdm import tqdm
 from minillm.adapt.lora import add_lora
 from minillm.adapt.lora_linear import LoRALinear, LoRAParts
 from minillm.cli import Parser, add_model_flags, positive, several
-from minillm.data.batches import Batches, encode_samples
+from minillm.data.batches import Batches, Encoded, encode_samples
 from minillm.data.tasks import TASKS
-from minillm.data.templates import find_template
+from minillm.data.templates import Template, find_template
 from minillm.errors import UserError, friendly_errors
 from minillm.files import write_json
 from minillm.hub import find_checkpoint
@@ -59,70 +60,78 @@ def parse_args(argv=None):
 
 
 class Change:
-    """A layer's change from base to fine-tuned, factored: (U, S, V^T) of each part of it that gets
-    an A and a B of its own (all of it, or the slices of a fused layer)."""
+    """How a layer differs from base to fine-tuned, factored: (U, S, V^T) of each part of it that
+    gets an A and a B of its own (all of it, or the slices of a fused layer)."""
 
-    def __init__(self, layer: LoRALinear, tuned: nn.Linear):
-        """Shapes: of a part with n rows, U (n, k), S (k,), V^T (k, in), k the smaller side."""
-        delta = _wide(tuned.weight) - _wide(layer.weight)  # (out, in)
-        parts = [delta]
-        if isinstance(layer, LoRAParts):
-            slices = zip(layer.parts, delta.chunk(len(layer.parts)), strict=True)
-            parts = [rows for name, rows in slices if name in layer.adapted_parts]
-        self.layer = layer
-        self.factors = [torch.linalg.svd(part, full_matrices=False) for part in parts]
+    def __init__(self, layer: LoRALinear, tuned: nn.Linear, largest: int):
+        """Shapes: of a part with n rows, U (n, r), S (k,), V^T (r, in), r at most `largest` and k
+        the smaller side."""
+        fused = isinstance(layer, LoRAParts)
+        names, adapted = (layer.parts, layer.adapted_parts) if fused else (("all",), ("all",))
+        before, after = (w.detach().chunk(len(names)) for w in (layer.weight, tuned.weight))
+        rows = [*zip(names, before, after, strict=True)]
+        mixed = [b if name in adapted else a for name, a, b in rows]
+        found = [torch.linalg.svd(_wide(b) - _wide(a), full_matrices=False)
+                 for name, a, b in rows if name in adapted]  # fmt: skip
+        self.layer, self.other = layer, nn.Parameter(torch.cat(mixed), False)
+        self.values = [s for _, s, _ in found]
+        self.factors = [(u[:, :largest].clone(), vt[:largest].clone()) for u, _, vt in found]
 
-    @property
-    def values(self) -> list[Tensor]:
-        """The singular values of each part, largest first."""
-        return [s for _, s, _ in self.factors]
-
-    def cut(self, rank: int | None) -> None:
-        """Makes the layer's update the nearest one of this rank, of full rank for None: A (r, in)
-        and B (n, r) of each part, part after part."""
-        a = [s[:rank].sqrt()[:, None] * vt[:rank] for _, s, vt in self.factors]
-        b = [u[:, :rank] * s[:rank].sqrt() for u, s, _ in self.factors]
+    def cut(self, rank: int) -> None:
+        """Makes the layer's update the nearest one of this rank: A (r, in) and B (n, r) of each
+        part, part after part."""
+        both = [*zip(self.values, self.factors, strict=True)]
+        a = [s[:rank].sqrt()[: len(vt), None] * vt[:rank] for s, (_, vt) in both]
+        b = [u[:, :rank] * s[:rank].sqrt()[: u.size(1)] for s, (u, _) in both]
         self.layer.lora_A = nn.Parameter(torch.cat(a), False)
         self.layer.lora_B = nn.Parameter(torch.cat(b), False)
+
+    def exchange(self) -> None:
+        """The layer's weight and the fine-tuned one (of its adapted parts) change places."""
+        self.layer.train()  # not while a merged weight stands in for its own
+        self.layer.weight, self.other = self.other, self.layer.weight
 
 
 def _wide(weight: Tensor) -> Tensor:
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
 
 
-def find_changes(base: nn.Module, tuned: nn.Module, targets: list[str]) -> dict[str, Change]:
-    """Adds LoRA of scale 1 to the base's targets, and factors how `tuned` differs from it there.
+def find_changes(
+    base: nn.Module, tuned: nn.Module, targets: list[str], largest: int
+) -> dict[str, Change]:
+    """Adds LoRA of scale 1 to the base's targets, and factors how `tuned` differs from it there,
+    to be cut to ranks up to `largest`.
 
     Errors: UserError for a target that is no linear layer, or if none of them has changed.
     """
     add_lora(base, targets, rank=1, alpha=1, dropout=0.0)
     there = dict(tuned.named_modules())
     layers = tqdm(lora_layers(base).items(), desc="singular values", unit="layer", leave=False)
-    changes = {name: Change(layer, there[name]) for name, layer in layers}
+    changes = {name: Change(layer, there[name], largest) for name, layer in layers}
     if not any(s.any() for change in changes.values() for s in change.values):
         raise UserError("--checkpoint and --base are equal in every target; name the fine-tuned "
                         "model, and what it was before")  # fmt: skip
     return changes
 
 
-def energy_kept(values: list[Tensor], rank: int | None) -> float:
+def energy_kept(values: list[Tensor], rank: int) -> float:
     """The share of the squared change that the `rank` largest singular values of each part hold."""
     return sum_of_squares([s[:rank] for s in values]) / sum_of_squares(values)
 
 
-def sum_of_squares(tensors: list[Tensor]) -> float:
+def sum_of_squares(tensors: Iterable[Tensor]) -> float:
     """Of all their numbers, in float64."""
     return sum(float(t.double().square().sum()) for t in tensors)
 
 
-def differences(base: nn.Module, tuned: nn.Module) -> list[Tensor]:
+def differences(base: nn.Module, tuned: nn.Module) -> Iterator[Tensor]:
     """Fine-tuned minus base, tensor by tensor. Errors: UserError unless they have the same ones."""
     before, after = (dict(model.named_parameters()) for model in (base, tuned))
     sizes = [{name: p.shape for name, p in each.items()} for each in (before, after)]
     if sizes[0] != sizes[1]:
         raise UserError("--base: its tensors are not those of --checkpoint; name the model that "
                         "was fine-tuned")  # fmt: skip
-    return [_wide(after[name]) - _wide(p) for name, p in before.items()]
+    return (_wide(after[name]) - _wide(p) for name, p in before.items())
 
 
 def linear_layers(model: nn.Module) -> list[str]:
@@ -131,24 +140,25 @@ def linear_layers(model: nn.Module) -> list[str]:
     return sorted({n.rpartition(".")[2] for n, m in modules if isinstance(m, nn.Linear)})
 
 
-def look(changes: dict[str, Change], ranks: list[int], kept: int, loss, save) -> list[dict]:
-    """A row for each rank, and one for all: energy kept, parameters, held-out loss. Calls `save`
-    at rank `kept`, and ends there."""
-    values = [s for change in changes.values() for s in change.values]
+def look(changes: list[Change], ranks: list[int], loss: Callable[[], float]) -> list[dict]:
+    """A row for each rank below the full one, and one for all of them, which is the fine-tuned
+    weights themselves: energy kept, parameters of A and B, held-out loss."""
+    values = [s for change in changes for s in change.values]
     longest, rows = max(map(len, values)), []
-    wanted = sorted({r for r in (*ranks, kept) if r < longest})
-    for rank in [*wanted, None, kept]:
-        for change in changes.values():
+    for rank in sorted({rank for rank in ranks if rank < longest}):
+        for change in changes:
             change.cut(rank)
-        layers = [change.layer for change in changes.values()]
-        if len(rows) > len(wanted):
-            save()
-            break
-        rows.append({
-            "rank": rank or longest, "energy": energy_kept(values, rank),
-            "parameters": sum(m.lora_A.numel() + m.lora_B.numel() for m in layers),
-            "loss": loss(),
-        })  # fmt: skip
+        size = sum(c.layer.lora_A.numel() + c.layer.lora_B.numel() for c in changes)
+        energy = energy_kept(values, rank)
+        rows.append({"rank": rank, "energy": energy, "parameters": size, "loss": loss()})
+    for change in changes:
+        change.cut(0)
+        change.exchange()
+    size = sum(min(u.size(0), vt.size(1)) * (u.size(0) + vt.size(1))
+               for change in changes for u, vt in change.factors)  # fmt: skip
+    rows.append({"rank": longest, "energy": 1.0, "parameters": size, "loss": loss()})
+    for change in changes:
+        change.exchange()
     return rows
 
 
@@ -161,6 +171,23 @@ def show(rows: list[dict], before: float, after: float, kept: int) -> None:
         print(f"{row['rank']:>10}{row['energy']:14.2%}{error:9.3f}{row['parameters']:14,}"
               f"{row['loss']:15.4f}{'  kept' if row['rank'] == kept else ''}")  # fmt: skip
     print(f"{'fine-tuned':>10}{'':14}{'':9}{'':14}{after:15.4f}")
+
+
+def held_out_rows(
+    task: str, path: str | None, template: Template | None, tokenizer, n: int, max_length: int
+) -> tuple[Encoded, Template]:
+    """A task's held-out samples, encoded, and the template they are asked in (its own, for None).
+
+    Errors: UserError for a template that does not fit the task, or if nothing is held out.
+    """
+    kind = TASKS[task]
+    template = (template or find_template(kind.template)).check_field(kind.field)
+    held_out = encode_samples(
+        kind.splits(path, template, 1, n).validation[:n], tokenizer, max_length
+    )
+    if not held_out.rows:
+        raise UserError(f"{path or 'tinyworld'}: no held-out sample fits; give more of them")
+    return held_out, template
 
 
 def main(argv=None) -> list[dict]:
@@ -177,10 +204,10 @@ def main(argv=None) -> list[dict]:
     base, _ = family.load(
         origin, tuned.config.n_layers, precision.dtype, device, args.tokenizer
     )
-    kind, context = TASKS[args.task], tuned.config.max_seq_len
-    template = (template or find_template(kind.template)).check_field(kind.field)
-    samples = kind.splits(args.data, template, 1, args.held_out).validation[: args.held_out]
-    held_out = encode_samples(samples, tokenizer, min(args.max_length, context))
+    context = tuned.config.max_seq_len
+    held_out, template = held_out_rows(
+        args.task, args.data, template, tokenizer, args.held_out, min(args.max_length, context)
+    )
     print(f"held out: {held_out.summary()}")
     batches = list(Batches(held_out.rows, 8, tokenizer.pad_id, None, context))
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "extract-lora")
@@ -192,16 +219,17 @@ def main(argv=None) -> list[dict]:
     before, after = loss(), loss(tuned)
     everything = sum_of_squares(differences(base, tuned))
     targets = args.targets.split(",") if args.targets else linear_layers(base)
-    changes = find_changes(base.requires_grad_(False), tuned, targets)
+    ranks = [*args.ranks, args.rank]
+    changes = find_changes(base.train().requires_grad_(False), tuned, targets, max(ranks))
     values = {name: change.values for name, change in changes.items()}
     inside = sum_of_squares([s for found in values.values() for s in found])
     print(f"{len(changes)} layers ({', '.join(targets)}) hold {inside / everything:.2%} of the "
           f"squared change of {path}; the rest is left behind")  # fmt: skip
 
-    def save() -> None:
-        save_adapter(base, folder / "adapter", str(origin), template.to_dict(), "lora")
-
-    rows = look(changes, args.ranks, args.rank, loss, save)
+    rows = look([*changes.values()], ranks, loss)
+    for change in changes.values():
+        change.cut(args.rank)
+    save_adapter(base, folder / "adapter", str(origin), template.to_dict(), "lora")
     show(rows, before, after, args.rank)
     write_json(folder / "extract.json", {
         "checkpoint": str(path), "base": str(origin), "targets": targets, "ranks": rows,

@@ -33,17 +33,19 @@ def moved(model, rank: int | None = None):
 def test_all_ranks_give_the_fine_tuned_weights_back(kind):
     base = ALL_MODELS[kind]().eval()
     tuned = moved(base)
-    changes = find_changes(base, tuned, ALL.get(kind, ["wq", "wk", "wv", "w2"]))
+    changes = find_changes(base, tuned, ALL.get(kind, ["wq", "wk", "wv", "w2"]), 99)
     after = dict(tuned.named_modules())
     for name, change in changes.items():
-        change.cut(None)
+        change.cut(99)
         found = change.layer.weight + change.layer.delta()
         assert torch.allclose(found, after[name].weight, atol=1e-5)
+        change.exchange()
+        assert torch.equal(change.layer.weight, after[name].weight)
 
 
 def test_a_change_of_rank_3_is_whole_at_rank_3_and_not_before():
     base = ALL_MODELS["llama-gqa"]()
-    changes = find_changes(base, moved(base, rank=3), ["wq", "w1"])
+    changes = find_changes(base, moved(base, rank=3), ["wq", "w1"], 99)
     values = [s for change in changes.values() for s in change.values]
     assert energy_kept(values, 3) == pytest.approx(1, abs=1e-9)
     assert energy_kept(values, 2) < 0.99
@@ -52,7 +54,7 @@ def test_a_change_of_rank_3_is_whole_at_rank_3_and_not_before():
 def test_the_error_is_the_root_of_the_cut_values_squared():
     base = ALL_MODELS["llama-mha"]()
     tuned = moved(base)
-    for name, change in find_changes(base, tuned, ["wq", "w2"]).items():
+    for name, change in find_changes(base, tuned, ["wq", "w2"], 99).items():
         change.cut(5)
         wanted = tuned.get_submodule(name).weight - change.layer.weight
         error = torch.linalg.matrix_norm(wanted - change.layer.delta())
@@ -61,7 +63,7 @@ def test_the_error_is_the_root_of_the_cut_values_squared():
 
 def test_gradient_descent_finds_no_nearer_update_of_that_rank():
     base = ALL_MODELS["llama-mha"]()
-    (change,) = find_changes(base, tuned := moved(base), ["layers.0.attention.wq"]).values()
+    (change,) = find_changes(base, tuned := moved(base), ["layers.0.attention.wq"], 99).values()
     change.cut(4)
     wanted = tuned.layers[0].attention.wq.weight.detach() - change.layer.weight.detach()
     a, b = (p.detach().clone().requires_grad_() for p in change.layer.factors())
@@ -71,7 +73,7 @@ def test_gradient_descent_finds_no_nearer_update_of_that_rank():
 
 def test_a_and_b_share_the_singular_values_evenly():
     base = ALL_MODELS["llama-mha"]()
-    for change in find_changes(base, moved(base), ["wv"]).values():
+    for change in find_changes(base, moved(base), ["wv"], 99).values():
         change.cut(6)
         a, b = change.layer.factors()
         s = torch.diag(change.values[0][:6])
@@ -81,19 +83,21 @@ def test_a_and_b_share_the_singular_values_evenly():
 def test_slices_of_a_fused_layer_are_cut_each_for_itself():
     base = ALL_MODELS["gpt2"]()
     tuned = moved(base)
-    for name, change in find_changes(base, tuned, ["q", "v"]).items():
-        change.cut(None)
+    for name, change in find_changes(base, tuned, ["q", "v"], 99).items():
+        change.cut(99)
         found = (change.layer.weight + change.layer.delta()).chunk(3)
         after, before = tuned.get_submodule(name).weight.chunk(3), change.layer.weight.chunk(3)
         assert torch.allclose(found[0], after[0], atol=1e-5)
         assert torch.equal(found[1], before[1])  # k was not asked for
         assert torch.allclose(found[2], after[2], atol=1e-5)
+        change.exchange()
+        assert torch.equal(change.layer.weight, torch.cat((after[0], before[1], after[2])))
 
 
 def test_a_model_that_has_not_changed_is_an_error():
     base = ALL_MODELS["llama-mha"]()
     with pytest.raises(UserError, match="equal in every target"):
-        find_changes(base, copy.deepcopy(base), ["wq"])
+        find_changes(base, copy.deepcopy(base), ["wq"], 99)
 
 
 @pytest.fixture(scope="module")
