@@ -5,13 +5,16 @@
     python tools/generate.py --adapter runs/finetune-llama-001/adapter --prompt "Where is Tom?"
     python tools/generate.py --prompts file.txt --samples 3 --temperature 0.8 --top-p 0.9
     python tools/generate.py --prompt "One day" --temperature 1 --min-p 0.1 --stop . --explain
+    python tools/generate.py --prompt "One day" --beams 4
 """
 
 import argparse
+import itertools
 
 from tqdm import tqdm
 
-from minillm.cli import Parser, positive
+from minillm.beam import beam_search
+from minillm.cli import Parser, amount, positive
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_text
 from minillm.generate import generate_steps
@@ -42,6 +45,10 @@ def parse_args(argv=None):
     add_adapted_model_flags(parser)
     add_sampling_flags(parser)
     add_stop_flag(parser)
+    add = parser.add_argument_group("beam search, in place of sampling").add_argument
+    add("--beams", type=positive, metavar="N", help="keep the N likeliest beginnings")
+    add("--length-penalty", type=amount, default=1.0,
+        help="a text's log-probability is divided by its length to this power")  # fmt: skip
     parser.add_argument("--explain", type=positive, nargs="?", const=5, metavar="N",
         help="show at every step the N likeliest tokens (5), what each filter removed, and the "
         "choice")  # fmt: skip
@@ -61,11 +68,27 @@ def collect_prompts(given: list[str] | None, file: str | None) -> list[str]:
     return prompts
 
 
+def check_choices(beams: int | None, temperature: float, explained: bool, n_rows: int) -> None:
+    """Errors: UserError for flags that do not go together."""
+    if explained and n_rows > 1:
+        raise UserError("--explain: shows one text; give one --prompt and no --samples")
+    if beams and (temperature > 0 or explained):
+        raise UserError("--beams: looks for the likeliest text and draws none; leave out "
+                        "--temperature and --explain")  # fmt: skip
+
+
+def show_texts(texts: list[str], prompts: list[str], n_samples: int) -> None:
+    """Prints each text under the number of its prompt and sample."""
+    for i, text in enumerate(texts):
+        prompt, sample = divmod(i, n_samples)
+        title = f"=== {prompt + 1}{f'-{sample + 1}' if n_samples > 1 else ''} ==="
+        print(f"{title}\n{prompts[prompt]}{text}\n")
+
+
 def main(argv=None) -> list[str]:
     args = parse_args(argv)
     prompts = collect_prompts(args.prompt, args.prompts)
-    if args.explain and len(prompts) * args.samples > 1:
-        raise UserError("--explain: shows one text; give one --prompt and no --samples")
+    check_choices(args.beams, args.temperature, bool(args.explain), len(prompts) * args.samples)
     sampling = Sampling(
         args.temperature, args.top_k, args.top_p, args.repetition_penalty, args.min_p
     )
@@ -78,36 +101,41 @@ def main(argv=None) -> list[str]:
         compile_single_rows(model)
     encoded = [encode_prompt(tokenizer, template, p, args.input) for p in prompts]
     rows = [tokens for tokens in encoded for _ in range(args.samples)]
+    begun = prompts if template is None else [""] * len(prompts)  # what a text is shown after
     stop = StopStrings(tokenizer, tuple(args.stop))
-    steps = generate_steps(
-        model, rows, args.max_new_tokens, sampling, args.cache, tokenizer.eos_id, args.seed,
-        stop=stop if args.stop else None,
-    )  # fmt: skip
     streams = [TextStream(tokenizer, tokens, stop) for tokens in rows]
     watch = Stopwatch(next(model.parameters()).device)
+    if args.beams:
+        found = beam_search(
+            model, rows, args.max_new_tokens, args.beams, args.cache, args.length_penalty,
+            tokenizer.eos_id,
+        )  # fmt: skip
+        steps = ((column, None) for column in itertools.zip_longest(*found))
+    else:
+        steps = generate_steps(
+            model, rows, args.max_new_tokens, sampling, args.cache, tokenizer.eos_id, args.seed,
+            stop=stop if args.stop else None,
+        )  # fmt: skip
     live = len(rows) == 1 and not args.explain  # then the text is shown as it grows
-    if live and template is None:
-        print(prompts[0], end="", flush=True)
-    is_quiet = live or args.explain
-    for step in steps if is_quiet else tqdm(steps, total=args.max_new_tokens, leave=False):
-        watch.mark(sum(token is not None for token in step.tokens))
+    print(begun[0] if live else "", end="", flush=True)
+    hidden = live or args.explain is not None
+    for tokens, logits in tqdm(steps, total=args.max_new_tokens, leave=False, disable=hidden):
+        watch.mark(sum(token is not None for token in tokens))
         if args.explain:
-            seen, logits = streams[0].tokens, step.logits[0]
-            print(explain(tokenizer, seen, logits, sampling, step.tokens[0], args.explain), "\n")
-        for stream, token in zip(streams, step.tokens, strict=True):
+            seen = streams[0].tokens
+            print(explain(tokenizer, seen, logits[0], sampling, tokens[0], args.explain), "\n")
+        for stream, token in zip(streams, tokens, strict=True):
             if token is not None:
                 new = stream.push(token)
                 print(new if live else "", end="", flush=True)
     print(streams[0].finish() if live else "")
     texts = [stream.text() for stream in streams]
-    for i, text in enumerate(texts if not live else []):
-        prompt, sample = divmod(i, args.samples)
-        title = f"=== {prompt + 1}{f'-{sample + 1}' if args.samples > 1 else ''} ==="
-        print(f"{title}\n{prompts[prompt] if template is None else ''}{text}\n")
+    show_texts(texts if not live else [], begun, args.samples)
     full = max(map(len, rows)) + args.max_new_tokens > model.config.max_seq_len
     if full and any(s.tokens[-1] != tokenizer.eos_id and not s.at_stop for s in streams):
         print(f"(stopped at the model's context of {model.config.max_seq_len} tokens)")
-    print(f"[{watch.summary(sum(map(len, rows)))}; cache {'on' if args.cache else 'off'}]")
+    if not args.beams:
+        print(f"[{watch.summary(sum(map(len, rows)))}; cache {'on' if args.cache else 'off'}]")
     return texts
 
 

@@ -46,6 +46,24 @@ def test_one_beam_without_eos_is_greedy(model):
     assert beam_search(model, prompts, 9, n_beams=1) == generate(model, prompts, 9)
 
 
+@pytest.mark.parametrize("n_beams", [2, 3])
+def test_ragged_prompts_get_what_each_gets_alone_with_and_without_the_cache(model, n_beams):
+    prompts = [[1, 2, 0, 1], [2], [0, 1]]
+    together = beam_search(model, prompts, 7, n_beams, eos_id=3)
+    assert together == [beam_search(model, [p], 7, n_beams, eos_id=3)[0] for p in prompts]
+    assert together == beam_search(model, prompts, 7, n_beams, use_cache=False, eos_id=3)
+
+
+@torch.no_grad()
+def test_a_wider_beam_finds_nothing_worse(model):
+    def score(tail: list[int]) -> float:
+        logs = model(torch.tensor([[1, 2, *tail]])).log_softmax(-1)[0, 1:-1]
+        return float(logs.gather(-1, torch.tensor(tail)[:, None]).mean())
+
+    found = [beam_search(model, [[1, 2]], 4, n, eos_id=3)[0] for n in (1, VOCAB**3)]
+    assert score(found[0]) <= score(found[1]) + 1e-6
+
+
 def test_it_stops_at_the_context_and_refuses_no_beams(model):
     assert len(beam_search(model, [[1] * 125], 50)[0]) == 3
     with pytest.raises(UserError, match="n_beams 0"):
