@@ -27,8 +27,8 @@ from minillm.peft_format import save_adapter
 from minillm.plots import plot_run
 from minillm.precision import DTYPES, Precision
 from minillm.predict import predict_labels
+from minillm.progress import Progress, load_trainable
 from minillm.runs import Run
-from minillm.training import Progress, load_trainable
 
 SHOWN_TOKENS = 60  # of an answer
 

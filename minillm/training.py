@@ -9,7 +9,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -20,55 +19,19 @@ from minillm.errors import NumericError, UserError
 from minillm.interrupt import deferred_signals
 from minillm.losses import IGNORED
 from minillm.memory import used_mib
+from minillm.optimizer import average_and_clip, lr_at, make_optimizer, set_lr, take_step
 from minillm.precision import Precision
-from minillm.runs import Run, set_rng_state
+from minillm.progress import (
+    Progress,
+    TrainSettings,
+    out_of_patience,
+    restore,
+    save,
+    trainable_state,
+)
+from minillm.runs import Run
 
 LossFn = Callable[[nn.Module, tuple], tuple]  # (Tensor, Tensor) or (Tensor, Tensor, dict)
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train. Steps are optimizer steps; lr is the peak; `epochs` and `max_iters` both bound
-    the run; `patience` counts evaluations without a new best held-out loss."""
-
-    lr: float = 1e-5
-    schedule: str = "constant"  # or "cosine", "linear": after the warm-up, down to zero
-    warmup: int = 0
-    epochs: int = 1
-    max_iters: int | None = None
-    accumulation_steps: int = 8
-    grad_clip: float = 1.0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eval_every: int | None = None  # None: before and after, and with patience after each epoch
-    save_every: float = 10.0  # minutes between checkpoints, beside those of evaluations
-    patience: int | None = None
-
-    @classmethod
-    def from_flags(cls, flags: dict) -> "TrainSettings":
-        """Those of the flags (by name, with underscores) that are settings of the loop."""
-        return cls(**{f.name: flags[f.name] for f in fields(cls) if f.name in flags})
-
-
-@dataclass
-class Progress:
-    """Where a run stands, all of it plain numbers: what a checkpoint stores beside the tensors."""
-
-    step: int = 0  # optimizer steps taken, and so groups of micro-batches consumed
-    skipped_in_a_row: int = 0
-    before: float | None = None  # held-out loss, in nats per supervised token
-    best: float = math.inf
-    best_step: int = 0
-    evaluations_since_best: int = 0
-    seconds: float = 0.0  # spent training, evaluation left out
-    tokens: int = 0
-    supervised: int = 0
-
-    def count(self, n_tokens: int, n_supervised: int, seconds: float) -> None:
-        """Adds what one more step took."""
-        self.tokens += n_tokens
-        self.supervised += n_supervised
-        self.seconds += seconds
 
 
 def train(
@@ -171,46 +134,6 @@ def count_labels(batch: tuple, otherwise: Tensor) -> int:
     return int((batch.labels[:, 1:] != IGNORED).sum())
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable tensors; weight decay on matrices only. Errors: UserError if none
-    is trainable."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise UserError("nothing to train: every tensor is frozen; choose another method or rank")
-    matrices = [p for p in trainable if p.dim() > 1]
-    vectors = [p for p in trainable if p.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    """The learning rate of the next step, for all tensors; returned for the log."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
-
-
-def lr_at(step: int, last_step: int, settings: TrainSettings) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up, then the schedule.
-
-    Errors: UserError for an unknown schedule.
-    """
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(1, last_step - settings.warmup)
-    if settings.schedule == "constant":
-        return settings.lr
-    if settings.schedule == "linear":
-        return settings.lr * (1 - done)
-    if settings.schedule == "cosine":
-        return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
-    raise UserError(f"schedule {settings.schedule!r} is unknown; use constant, cosine or linear")
-
-
 def check_step(model: nn.Module, progress: Progress) -> None:
     """Errors: RuntimeError if LoRA is merged or, at the first step, if a trainable tensor got no
     gradient: both would train nothing, silently."""
@@ -238,31 +161,6 @@ def broken_step(
     return NumericError(
         f"the {what} (training samples {shown}); lower --lr, or use --precision fp32; {last}"
     )
-
-
-def average_and_clip(optimizer: torch.optim.Optimizer, count: int, max_norm: float) -> float:
-    """Turns gradients of a summed loss into those of its mean over `count` terms, then clips their
-    common norm. Returns the norm before clipping."""
-    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    torch._foreach_div_([p.grad for p in params], float(max(1, count)))
-    return float(nn.utils.clip_grad_norm_(params, max_norm or math.inf))
-
-
-def take_step(scaler, optimizer: torch.optim.Optimizer, progress: Progress) -> bool:
-    """Optimizer step, scaler update, gradients freed. False if the scaler skipped it for an
-    infinite gradient. Errors: NumericError after 20 skips in a row."""
-    scale = scaler.get_scale()
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    stepped = scaler.get_scale() >= scale
-    progress.step += stepped
-    progress.skipped_in_a_row = 0 if stepped else progress.skipped_in_a_row + 1
-    if progress.skipped_in_a_row == 20:
-        raise NumericError(
-            f"20 steps in a row overflowed fp16 after step {progress.step}; lower --lr or use fp32"
-        )
-    return stepped
 
 
 @torch.no_grad()
@@ -300,53 +198,3 @@ def note_held_out(row: dict, progress: Progress, model: nn.Module, run: Run | No
         progress.best, progress.best_step = held_out, row["step"]
         if run is not None:
             run.save_best(trainable_state(model))
-
-
-def save(run: Run, progress: Progress, model: nn.Module, optimizer, scaler) -> None:
-    """Writes a checkpoint: all that `restore` puts back. Errors: NumericError, and nothing is
-    written, for weights that are no numbers."""
-    weights = trainable_state(model)
-    if bad := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
-        raise NumericError(f"{bad[0]} holds no numbers after step {progress.step}; lower --lr; the "
-                           f"last good checkpoint: {run.newest() or 'none yet'}")  # fmt: skip
-    tensors = {
-        "model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-    }  # fmt: skip
-    run.save(vars(progress) | tensors, progress.step)
-
-
-def out_of_patience(progress: Progress, settings: TrainSettings) -> bool:
-    """Whether `patience` evaluations brought no new best."""
-    return settings.patience is not None and progress.evaluations_since_best >= settings.patience
-
-
-def restore(run: Run | None, model: nn.Module, optimizer, scaler) -> Progress:
-    """The state of the run's newest checkpoint put back, or a fresh start."""
-    state = run.load_newest() if run is not None else None
-    if state is None:
-        return Progress()
-    load_trainable(model, state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    progress = Progress(**{name: state[name] for name in vars(Progress())})
-    set_rng_state(state["rng"])
-    return progress
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of what is trained, on the CPU, by name."""
-    named = model.named_parameters()
-    return {name: p.detach().cpu().clone() for name, p in named if p.requires_grad}
-
-
-@torch.no_grad()
-def load_trainable(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Puts trainable_state back. Errors: UserError if the names differ."""
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if trainable.keys() != weights.keys():
-        raise UserError("the checkpoint trains other tensors; resume with the settings it began")
-    for name, p in trainable.items():
-        if p.shape != weights[name].shape:
-            raise UserError(f"{name} is {tuple(weights[name].shape)} in the checkpoint, here "
-                            f"{tuple(p.shape)}; resume with the model it began with")  # fmt: skip
-        p.copy_(weights[name])

@@ -23,8 +23,9 @@ from minillm.losses import IGNORED, token_loss
 from minillm.peft_format import load_adapter, save_adapter
 from minillm.peft_lora import lora_layers
 from minillm.precision import DTYPES, Precision
+from minillm.progress import load_trainable, trainable_state
 from minillm.runs import Run
-from minillm.training import TrainSettings, load_trainable, train, trainable_state
+from minillm.training import TrainSettings, train
 
 
 @dataclass(frozen=True)

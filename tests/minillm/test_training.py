@@ -11,18 +11,11 @@ from minillm import add_lora, mark_only_lora_as_trainable
 from minillm.data.batches import Batches, Row
 from minillm.errors import NumericError, UserError
 from minillm.losses import token_loss
+from minillm.optimizer import lr_at, take_step
 from minillm.precision import choose_precision
+from minillm.progress import Progress, trainable_state
 from minillm.runs import Run
-from minillm.training import (
-    Progress,
-    TrainSettings,
-    check_step,
-    evaluate,
-    lr_at,
-    take_step,
-    train,
-    trainable_state,
-)
+from minillm.training import TrainSettings, check_step, evaluate, train
 from tests.conftest import sharp, small_config
 
 FP32 = choose_precision("fp32", "cpu")

@@ -26,8 +26,9 @@ from minillm.data.batches import Batches, Row
 from minillm.errors import friendly_errors
 from minillm.losses import token_loss
 from minillm.precision import Precision
+from minillm.progress import trainable_state
 from minillm.runs import Run
-from minillm.training import TrainSettings, train, trainable_state
+from minillm.training import TrainSettings, train
 
 CASES = [(kind, method) for kind in ("gpt2", "llama") for method in ("lora", "full")]
 FP32 = Precision("fp32", torch.device("cpu"))

@@ -1,0 +1,105 @@
+"""What a training is told and where it stands: settings, counters, the state of a checkpoint."""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from minillm.errors import NumericError, UserError
+from minillm.runs import Run, set_rng_state
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. Steps are optimizer steps; lr is the peak; `epochs` and `max_iters` both bound
+    the run; `patience` counts evaluations without a new best held-out loss."""
+
+    lr: float = 1e-5
+    schedule: str = "constant"  # or "cosine", "linear": after the warm-up, down to zero
+    warmup: int = 0
+    epochs: int = 1
+    max_iters: int | None = None
+    accumulation_steps: int = 8
+    grad_clip: float = 1.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eval_every: int | None = None  # None: before and after, and with patience after each epoch
+    save_every: float = 10.0  # minutes between checkpoints, beside those of evaluations
+    patience: int | None = None
+
+    @classmethod
+    def from_flags(cls, flags: dict) -> "TrainSettings":
+        """Those of the flags (by name, with underscores) that are settings of the loop."""
+        return cls(**{f.name: flags[f.name] for f in fields(cls) if f.name in flags})
+
+
+@dataclass
+class Progress:
+    """Where a run stands, all of it plain numbers: what a checkpoint stores beside the tensors."""
+
+    step: int = 0  # optimizer steps taken, and so groups of micro-batches consumed
+    skipped_in_a_row: int = 0
+    before: float | None = None  # held-out loss, in nats per supervised token
+    best: float = math.inf
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    seconds: float = 0.0  # spent training, evaluation left out
+    tokens: int = 0
+    supervised: int = 0
+
+    def count(self, n_tokens: int, n_supervised: int, seconds: float) -> None:
+        """Adds what one more step took."""
+        self.tokens += n_tokens
+        self.supervised += n_supervised
+        self.seconds += seconds
+
+
+def out_of_patience(progress: Progress, settings: TrainSettings) -> bool:
+    """Whether `patience` evaluations brought no new best."""
+    return settings.patience is not None and progress.evaluations_since_best >= settings.patience
+
+
+def save(run: Run, progress: Progress, model: nn.Module, optimizer, scaler) -> None:
+    """Writes a checkpoint: all that `restore` puts back. Errors: NumericError, and nothing is
+    written, for weights that are no numbers."""
+    weights = trainable_state(model)
+    if bad := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
+        raise NumericError(f"{bad[0]} holds no numbers after step {progress.step}; lower --lr; the "
+                           f"last good checkpoint: {run.newest() or 'none yet'}")  # fmt: skip
+    tensors = {
+        "model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+    }  # fmt: skip
+    run.save(vars(progress) | tensors, progress.step)
+
+
+def restore(run: Run | None, model: nn.Module, optimizer, scaler) -> Progress:
+    """The state of the run's newest checkpoint put back, or a fresh start."""
+    state = run.load_newest() if run is not None else None
+    if state is None:
+        return Progress()
+    load_trainable(model, state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    progress = Progress(**{name: state[name] for name in vars(Progress())})
+    set_rng_state(state["rng"])
+    return progress
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of what is trained, on the CPU, by name."""
+    named = model.named_parameters()
+    return {name: p.detach().cpu().clone() for name, p in named if p.requires_grad}
+
+
+@torch.no_grad()
+def load_trainable(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Puts trainable_state back. Errors: UserError if the names differ."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if trainable.keys() != weights.keys():
+        raise UserError("the checkpoint trains other tensors; resume with the settings it began")
+    for name, p in trainable.items():
+        if p.shape != weights[name].shape:
+            raise UserError(f"{name} is {tuple(weights[name].shape)} in the checkpoint, here "
+                            f"{tuple(p.shape)}; resume with the model it began with")  # fmt: skip
+        p.copy_(weights[name])
