@@ -78,7 +78,7 @@ def generate_steps(
     device = next(model.parameters()).device
     tokens, left_pad = pad_left(prompts, device)  # (B, T), (B,) or None
     max_new_tokens = min(max_new_tokens, limit - tokens.size(1))
-    streams = None if sampling.temperature == 0 else random_streams(seed, len(prompts), device)
+    streams = None if sampling.is_greedy else random_streams(seed, len(prompts), device)
     cache = None
     if use_cache:
         cache = model.new_cache(len(prompts), n_prompt + tokens.size(1) + max_new_tokens)

@@ -51,7 +51,7 @@ def find_checkpoint(name: str | Path) -> Path:
         raise UserError(f"{name}: no such file or folder; check the path")
     raise UserError(
         f"{name}: no folder here with a config.json or params.json, nor under {folder}; check the "
-        f"path, or, for an official model, run python tools/download.py {name}"
+        f"path, or fetch an official model: python tools/download.py {name}"
     )
 
 

@@ -206,15 +206,19 @@ def plot_attention(
 ) -> None:
     """Attention weights: a row of pictures for each block, one for each head. In a picture, a row
     for each token that looks, a column for each that is seen. `maps` are {block: (H, T, S)}, words
-    the S tokens' own (fewer, where a soft prompt or prefix stands before them)."""
+    the S tokens' own (fewer, where a soft prompt or prefix stands before them); of more than 60
+    only some are written."""
     n_rows, n_columns = next(iter(maps.values())).shape[1:]
     seen = [*[f"P{i}" for i in range(n_columns - len(words))], *words]
-    side = max(2.2, 0.16 * n_columns + 1.2)
+    side = min(max(2.2, 0.16 * n_columns + 1.2), 10)
     height = max(1.2, side * n_rows / n_columns) + 0.4
+    shown = range(0, n_columns, -(-n_columns // 60))
+    rows, first = [i for i in shown if i >= n_columns - n_rows], n_columns - n_rows
+    how = {"fontsize": 6, "parse_math": False}
     with pictures(path, len(heads), side * len(heads), height * len(maps), len(maps)) as grid:
         places = [(name, head) for name in maps for head in heads]
         for axes, (name, head) in zip(grid, places, strict=True):
             axes.imshow(maps[name][head].float().cpu().numpy(), vmin=0, vmax=1, cmap="Blues")
             axes.set_title(f"{name}, head {head}", fontsize=8)
-            axes.set_xticks(range(n_columns), seen, fontsize=6, rotation=90)
-            axes.set_yticks(range(n_rows), seen[n_columns - n_rows :], fontsize=6)
+            axes.set_xticks(shown, [seen[i] for i in shown], rotation=90, **how)
+            axes.set_yticks([i - first for i in rows], [seen[i] for i in rows], **how)

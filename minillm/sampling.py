@@ -41,6 +41,11 @@ class Sampling:
         if bad:
             raise UserError(f"{bad}; change it")
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the best is taken: also at temperatures that fp32 could not divide by."""
+        return self.temperature < 1e-20
+
 
 def sample_next_token(
     logits: Tensor, sampling: Sampling, streams: list[torch.Generator] | None = None
@@ -50,7 +55,7 @@ def sample_next_token(
     Shapes: logits (B, V) fp32 -> (B,) int64; streams: a random stream per row. Errors: NumericError
     for logits that are no numbers.
     """
-    if sampling.temperature < 1e-20:  # fp32 could not divide by it
+    if sampling.is_greedy:
         return logits.argmax(-1)
     ids, probabilities = candidates(logits, sampling)
     streams = streams or [None] * len(logits)
@@ -68,9 +73,10 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Ids, best first, and what each weighs in the draw: 0 where top-p or min-p removed it.
 
     Temperature comes first, then top-k: exactly k are left, at least one (ties broken by order),
-    and their probabilities sum to 1. top_p leaves the fewest that reach p: of 0.5, 0.3, 0.2 and
-    p = 0.7 the first two; p = 0 leaves one. min_p removes what has less than that share of the best
-    one's probability. Shapes: logits (B, V) -> (B, k) each; temperature must not be 0.
+    and their probabilities sum to 1 (some of them 0 where the temperature is low). top_p leaves the
+    fewest that reach p: of 0.5, 0.3, 0.2 and p = 0.7 the first two; p = 0 leaves one. min_p removes
+    what has less than that share of the best one's probability. Shapes: logits (B, V) -> (B, k)
+    each; temperature must not be 0.
     """
     n = logits.size(-1)
     k = n if sampling.top_k is None else min(max(sampling.top_k, 1), n)
@@ -78,7 +84,7 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     # the best logit becomes 0 before the division: a tiny temperature cannot overflow
     probabilities = torch.softmax((values - values[:, :1]) / sampling.temperature, -1)
     removed = torch.zeros_like(probabilities, dtype=torch.bool)
-    if sampling.top_p is not None:
+    if sampling.top_p is not None and sampling.top_p < 1:  # in fp32 the sum may reach 1 early
         before = probabilities.cumsum(-1) - probabilities  # mass of the better candidates
         removed |= before >= sampling.top_p
     if sampling.min_p is not None:

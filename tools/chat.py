@@ -46,7 +46,7 @@ def answer(
         ):
             print(stream.push(step.tokens[0]), end="", flush=True)
     except KeyboardInterrupt:
-        print(" [stopped]", end="")
+        print(stream.finish(), end=" [stopped]")
     print(stream.finish(), end="\n\n", flush=True)
 
 

@@ -9,15 +9,17 @@ from minillm.sampling import Sampling, candidates, penalize_repetition
 
 
 def removed_by(logits: Tensor, sampling: Sampling) -> dict[str, list[int]]:
-    """The tokens that each filter removes, of those that the filters before it left.
+    """The tokens that each filter removes, of those that the filters before it left; what a low
+    temperature leaves no probability that fp32 can tell from 0 falls to it.
 
-    Shapes: logits (V,), after the penalty. At temperature 0 all but the best fall to "greedy".
+    Shapes: logits (V,), after the penalty. Greedy, all but the best fall to that.
     """
     left = set(range(len(logits)))
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         return {"greedy": sorted(left - {int(logits.argmax())})}
     none = replace(sampling, top_k=None, top_p=None, min_p=None)
     stages = {
+        f"temperature {sampling.temperature}": none,
         f"top-k {sampling.top_k}": replace(none, top_k=sampling.top_k),
         f"top-p {sampling.top_p}": replace(sampling, min_p=None),
         f"min-p {sampling.min_p}": sampling,
@@ -28,7 +30,8 @@ def removed_by(logits: Tensor, sampling: Sampling) -> dict[str, list[int]]:
             continue
         ids, weights = candidates(logits[None], stage)
         still = left & set(ids[0, weights[0] > 0].tolist())
-        removed[name] = sorted(left - still)
+        if len(still) < len(left) or stage is not none:
+            removed[name] = sorted(left - still)
         left = still
     return removed
 
@@ -48,7 +51,7 @@ def explain(
     removed = removed_by(penalized, sampling)
     why = {token: name for name, tokens in removed.items() for token in tokens}
     share = torch.zeros_like(own)  # (V,)
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         share[chosen] = 1.0
     else:
         ids, weights = candidates(penalized[None], sampling)

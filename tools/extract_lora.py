@@ -6,10 +6,11 @@
 
 The change of every target is cut to its r largest singular values: U S V^T becomes A = sqrt(S) V^T
 and B = U sqrt(S), and no matrix of rank r is nearer to it (Eckart & Young 1936). The error is
-sqrt(sum of the cut values squared): small where the spectrum falls fast, as fine-tuning's is said
-to (Aghajanyan et al. 2020; Hu et al. 2021, section 7). Changes outside the targets are left behind,
-so the last row, all ranks of the targets, need not reach the fine-tuned model itself. What adapter/
-keeps is the update of --rank.
+sqrt(sum of the cut values squared), told as a share of the whole change's norm: small where the
+spectrum falls fast, as fine-tuning's is said to (Aghajanyan et al. 2020; Hu et al. 2021, section
+7). Changes outside the targets are left behind, so the last row, all ranks of the targets, need not
+reach the fine-tuned model itself. What adapter/ keeps is the update of --rank (of each slice, where
+targets are slices such as q and v).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -70,10 +71,11 @@ class Change:
         names, adapted = (layer.parts, layer.adapted_parts) if fused else (("all",), ("all",))
         before, after = (w.detach().chunk(len(names)) for w in (layer.weight, tuned.weight))
         rows = [*zip(names, before, after, strict=True)]
-        mixed = [b if name in adapted else a for name, a, b in rows]
+        after = [b if name in adapted else a for name, a, b in rows]
         found = [torch.linalg.svd(_wide(b) - _wide(a), full_matrices=False)
                  for name, a, b in rows if name in adapted]  # fmt: skip
-        self.layer, self.other = layer, nn.Parameter(torch.cat(mixed), False)
+        other = torch.cat(after) if fused else tuned.weight.detach()
+        self.layer, self.other = layer, nn.Parameter(other, False)
         self.values = [s for _, s, _ in found]
         self.factors = [(u[:, :largest].clone(), vt[:largest].clone()) for u, _, vt in found]
 
@@ -164,13 +166,13 @@ def look(changes: list[Change], ranks: list[int], loss: Callable[[], float]) -> 
 
 def show(rows: list[dict], before: float, after: float, kept: int) -> None:
     """Prints the table: the base, each rank, the fine-tuned model."""
-    print(f"{'rank':>10}{'energy kept':>14}{'error':>9}{'parameters':>14}{'held-out loss':>15}")
-    print(f"{'base':>10}{0:14.2%}{1:9.3f}{0:14,}{before:15.4f}")
+    print(f"{'rank':>10}{'energy kept':>14}{'rel. error':>12}{'parameters':>14}{'held-out':>15}")
+    print(f"{'base':>10}{0:14.2%}{1:12.3f}{0:14,}{before:15.4f}")
     for row in rows:
         error = max(0.0, 1 - row["energy"]) ** 0.5  # of the Frobenius norm of the change
-        print(f"{row['rank']:>10}{row['energy']:14.2%}{error:9.3f}{row['parameters']:14,}"
+        print(f"{row['rank']:>10}{row['energy']:14.2%}{error:12.3f}{row['parameters']:14,}"
               f"{row['loss']:15.4f}{'  kept' if row['rank'] == kept else ''}")  # fmt: skip
-    print(f"{'fine-tuned':>10}{'':14}{'':9}{'':14}{after:15.4f}")
+    print(f"{'fine-tuned':>10}{'':14}{'':12}{'':14}{after:15.4f}")
 
 
 def held_out_rows(
@@ -219,6 +221,7 @@ def main(argv=None) -> list[dict]:
     before, after = loss(), loss(tuned)
     everything = sum_of_squares(differences(base, tuned))
     targets = args.targets.split(",") if args.targets else linear_layers(base)
+    base.attention = tuned.attention = args.attention
     ranks = [*args.ranks, args.rank]
     changes = find_changes(base.train().requires_grad_(False), tuned, targets, max(ranks))
     values = {name: change.values for name, change in changes.items()}
@@ -229,15 +232,16 @@ def main(argv=None) -> list[dict]:
     rows = look([*changes.values()], ranks, loss)
     for change in changes.values():
         change.cut(args.rank)
+    kept = min(args.rank, rows[-1]["rank"])
     save_adapter(base, folder / "adapter", str(origin), template.to_dict(), "lora")
-    show(rows, before, after, args.rank)
+    show(rows, before, after, kept)
     write_json(folder / "extract.json", {
         "checkpoint": str(path), "base": str(origin), "targets": targets, "ranks": rows,
         "base_loss": before, "tuned_loss": after, "share_in_targets": inside / everything,
         "singular_values": {name: [s.tolist() for s in found] for name, found in values.items()},
     })  # fmt: skip
     plot_spectrum(values, rows, before, after, folder / "spectrum.png")
-    print(f"adapter of rank {args.rank}, spectrum.png and extract.json are in {folder}")
+    print(f"adapter of rank {kept}, spectrum.png and extract.json are in {folder}")
     return rows
 
 

@@ -68,13 +68,13 @@ def collect_prompts(given: list[str] | None, file: str | None) -> list[str]:
     return prompts
 
 
-def check_choices(beams: int | None, temperature: float, explained: bool, n_rows: int) -> None:
+def check_choices(beams: int | None, sampling: Sampling, explained: bool, n_rows: int) -> None:
     """Errors: UserError for flags that do not go together."""
     if explained and n_rows > 1:
         raise UserError("--explain: shows one text; give one --prompt and no --samples")
-    if beams and (temperature > 0 or explained):
+    if beams and (sampling != Sampling() or explained):
         raise UserError("--beams: looks for the likeliest text and draws none; leave out "
-                        "--temperature and --explain")  # fmt: skip
+                        "--temperature, the filters, the penalty and --explain")  # fmt: skip
 
 
 def show_texts(texts: list[str], prompts: list[str], n_samples: int) -> None:
@@ -88,10 +88,10 @@ def show_texts(texts: list[str], prompts: list[str], n_samples: int) -> None:
 def main(argv=None) -> list[str]:
     args = parse_args(argv)
     prompts = collect_prompts(args.prompt, args.prompts)
-    check_choices(args.beams, args.temperature, bool(args.explain), len(prompts) * args.samples)
     sampling = Sampling(
         args.temperature, args.top_k, args.top_p, args.repetition_penalty, args.min_p
     )
+    check_choices(args.beams, sampling, bool(args.explain), len(prompts) * args.samples)
     model, tokenizer, template = load_model(
         args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
         args.device, args.precision, args.force,
@@ -125,7 +125,7 @@ def main(argv=None) -> list[str]:
             seen = streams[0].tokens
             print(explain(tokenizer, seen, logits[0], sampling, tokens[0], args.explain), "\n")
         for stream, token in zip(streams, tokens, strict=True):
-            if token is not None:
+            if token is not None and not stream.at_stop:  # beams go on after one
                 new = stream.push(token)
                 print(new if live else "", end="", flush=True)
     print(streams[0].finish() if live else "")
@@ -134,7 +134,7 @@ def main(argv=None) -> list[str]:
     full = max(map(len, rows)) + args.max_new_tokens > model.config.max_seq_len
     if full and any(s.tokens[-1] != tokenizer.eos_id and not s.at_stop for s in streams):
         print(f"(stopped at the model's context of {model.config.max_seq_len} tokens)")
-    if not args.beams:
+    if not (args.beams or args.explain):
         print(f"[{watch.summary(sum(map(len, rows)))}; cache {'on' if args.cache else 'off'}]")
     return texts
 

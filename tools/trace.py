@@ -10,7 +10,8 @@ row, under its name in the code and with the line that made it. "x", where a lay
 what it was given; "->" what came out without a name of its own. Norms are Frobenius norms;
 largest is the largest absolute value; -inf is what a mask has hidden, and counts in neither.
 Attention maps (the softmax of Vaswani et al. 2017, section 3.2.1) have a row for each token that
-looks and a column for each that is seen.
+looks and a column for each that is seen. LoRA is merged, as in all generation: its product is
+inside the weight.
 """
 
 import sys
@@ -23,13 +24,14 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+import minillm
 from minillm.cli import Parser, several, whole
 from minillm.errors import UserError, friendly_errors
 from minillm.plots import plot_attention
 from minillm.runs import fresh_folder
 from tools.models import FAMILIES, add_adapted_model_flags, encode_prompt, load_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(minillm.__file__).parent.parent
 ROOMS = {ROOT / family.model.__module__.split(".")[0] for family in FAMILIES}
 ROOMS.add(ROOT / "minillm" / "adapt")
 FILES = {ROOT / "minillm" / name for name in ("attention.py", "rope.py", "linear.py")}
@@ -69,8 +71,8 @@ class Tracer:
         owner = frame.f_locals.get("self")
         if file not in FILES and file.parent not in ROOMS:
             return None
-        if file.name == "linear.py" and owner is None:
-            return None  # the product itself: its layer has been named
+        if file.name == "linear.py" and owner is None or frame.f_code.co_name.startswith("_"):
+            return None  # the product itself, whose layer has been named; bookkeeping
         self.modules[frame] = self.names.get(owner, self.modules.get(frame.f_back, ""))
         self.lines[frame] = frame.f_code.co_firstlineno
         self._look(frame)

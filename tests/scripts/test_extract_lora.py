@@ -145,6 +145,13 @@ def test_peft_computes_what_the_extracted_adapter_does(tuned_folder, tmp_path):
         assert torch.allclose(ours(tokens), theirs(tokens).logits, atol=2e-4)
 
 
+def test_a_rank_above_the_smaller_side_is_that_side(tuned_folder, tmp_path, capsys):
+    flags = ["--checkpoint", str(tuned_folder), "--held-out", "2", "--rank", "100"]
+    extract_lora.main([*flags, "--targets", "wk", "--ranks", "8", "--out-dir", str(tmp_path)])
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["r"] == 64 and "adapter of rank 64" in capsys.readouterr().out
+
+
 def test_a_base_with_other_tensors_is_an_error(tuned_folder, tokenizer, tmp_path):
     save_llama(ALL_MODELS["llama-mha"](n_layers=1), tokenizer, tmp_path / "other")
     flags = ["--checkpoint", str(tuned_folder), "--held-out", "2", "--out-dir", str(tmp_path)]

@@ -57,7 +57,8 @@ def test_beams_write_the_same_text_with_and_without_the_cache_and_take_stop_stri
     assert capsys.readouterr().out.endswith(f"Nora{cut}\n")
 
 
-@pytest.mark.parametrize("flags", [["--temperature", "1"], ["--explain"]])
+@pytest.mark.parametrize("flags", [["--temperature", "1"], ["--explain"],
+                                   ["--repetition-penalty", "1.5"]])  # fmt: skip
 def test_beams_go_with_no_draw(flags):
     with pytest.raises(UserError, match="--beams"):
         generate.main([*ASK, "--beams", "2", *flags])
@@ -65,7 +66,7 @@ def test_beams_go_with_no_draw(flags):
 
 @pytest.mark.parametrize("sampling", [
     Sampling(0.7, top_k=20, top_p=0.8, min_p=0.1), Sampling(1.5, min_p=0.3),
-    Sampling(1.0, top_p=0.5), Sampling(1.0),
+    Sampling(1.0, top_p=0.5), Sampling(1.0), Sampling(0.02, top_k=90), Sampling(0.02, min_p=0.0),
 ])  # fmt: skip
 def test_what_no_filter_removed_is_what_can_be_drawn(sampling):
     logits = torch.randn(100) * 2
@@ -74,6 +75,11 @@ def test_what_no_filter_removed_is_what_can_be_drawn(sampling):
     ids, weights = candidates(logits[None], sampling)
     assert len(gone) == len(set(gone))  # each by one filter
     assert set(range(100)) - set(gone) == set(ids[0, weights[0] > 0].tolist())
+
+
+def test_what_a_low_temperature_leaves_nothing_is_not_blamed_on_a_filter():
+    removed = removed_by(torch.linspace(0, 10, 100), Sampling(0.05, top_k=90))
+    assert removed["top-k 90"] == [] and len(removed["temperature 0.05"]) > 10
 
 
 def test_greedy_removes_all_but_the_best():

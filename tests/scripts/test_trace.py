@@ -6,8 +6,10 @@ import sys
 import pytest
 import torch
 
-from minillm.adapt.prompts import PrefixTuning, prefix_of_text
+from minillm import add_lora
+from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
 from minillm.errors import UserError
+from minillm.plots import plot_attention
 from tests.conftest import ALL_MODELS, ROOT
 from tools import trace
 
@@ -23,9 +25,9 @@ def model(request):
 
 def test_the_last_row_is_the_logits_and_the_model_computes_as_ever(model):
     with torch.no_grad():
-        before = model(torch.tensor([TOKENS]))
+        before, tracer = model(torch.tensor([TOKENS])), sys.gettrace()
     rows = trace.trace(model, TOKENS)
-    assert torch.equal(rows[-1].tensor, before) and sys.gettrace() is None
+    assert torch.equal(rows[-1].tensor, before) and sys.gettrace() is tracer
 
 
 def test_every_name_stands_in_the_line_or_the_function_that_a_row_names(model):
@@ -75,19 +77,40 @@ def test_a_prefix_is_seen_before_the_tokens(model):
         assert weights.shape[1:] == (5, 8) and weights[:, :, :3].any()
 
 
+def test_a_soft_prompt_is_seen_before_the_tokens(model):
+    wrapped = SoftPrompt(model, torch.randn(2, model.config.dim)).eval()
+    rows = trace.trace(wrapped, TOKENS)
+    assert {weights.shape[1:] for weights in trace.attention_maps(rows).values()} == {(7, 7)}
+    assert torch.equal(rows[-1].tensor, wrapped(torch.tensor([TOKENS])))
+
+
+def test_merged_lora_adds_no_rows(model):
+    before = [(row.module, row.tensor.shape) for row in trace.trace(model, TOKENS)]
+    target = {"GPT2": "c_attn", "Phi": "q_proj"}.get(type(model).__name__, "wq")
+    assert add_lora(model, [target], rank=4, alpha=8, dropout=0.0) == 2
+    after = [(row.module, row.tensor.shape) for row in trace.trace(model.eval(), TOKENS)]
+    assert after == before
+
+
+def test_words_are_no_formulas_and_long_texts_fit_the_picture(tmp_path):
+    words = ["$$", "$_$", "\\frac"] * 100
+    plot_attention({"h.0": torch.rand(2, 300, 300)}, [0, 1], words, tmp_path / "a.png")
+    header = (tmp_path / "a.png").read_bytes()[16:24]
+    assert int.from_bytes(header[:4], "big") < 3000 > int.from_bytes(header[4:], "big")
+
+
 def test_the_trace_function_before_is_put_back_after_an_error(model):
-    seen = []
-
     def before(*_):
-        seen.append(1)
+        return None
 
+    tracer = sys.gettrace()  # a debugger's, or that of coverage
     sys.settrace(before)
     try:
         with pytest.raises(UserError):
             trace.trace(model, [1] * 500)
         assert sys.gettrace() is before
     finally:
-        sys.settrace(None)
+        sys.settrace(tracer)
 
 
 def test_a_norm_leaves_out_what_a_mask_hides(model):
