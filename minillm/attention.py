@@ -49,6 +49,19 @@ def causal_attention(
     return out.transpose(1, 2).flatten(2)  # (B, T, H * Dh)
 
 
+def choose_attention(
+    name: str, dtype: torch.dtype, device: torch.device, n_columns: int, head_dim: int
+) -> str:
+    """The mode to train in, for texts of up to so many columns. "auto" is PyTorch's fused kernel,
+    but on a CPU in 16 bits the explicit products where they are faster: a step of GPT-2 124M at 128
+    to 512 columns takes 8 to 13 % less, one of tiny-gpt2 40 %; heads of 128 and fp32 gain nothing,
+    and the weights are kept for backward."""
+    if name != "auto":
+        return name
+    is_small = n_columns <= 512 and head_dim <= 64
+    return "explicit" if is_small and device.type == "cpu" and dtype.itemsize == 2 else "sdpa"
+
+
 class Columns(NamedTuple):
     """Where the new columns of a forward stand: their positions (1 or B, P + T), which columns
     they may see (attention_mask, or segments that each see themselves), and how many of them, P,

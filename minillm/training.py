@@ -18,7 +18,7 @@ from minillm.data.batches import Batches
 from minillm.errors import NumericError, UserError
 from minillm.interrupt import deferred_signals
 from minillm.losses import IGNORED
-from minillm.memory import used_mib
+from minillm.memory import keep_freed_memory, used_mib
 from minillm.optimizer import average_and_clip, lr_at, make_optimizer, set_lr, take_step
 from minillm.precision import Precision
 from minillm.progress import (
@@ -51,6 +51,7 @@ def train(
     and SIGTERM let the step end and a checkpoint be written. Errors: UserError if nothing is
     trainable; NumericError (exit 3) for a NaN or infinite loss; Interrupted.
     """
+    keep_freed_memory(precision.device)
     optimizer, scaler = make_optimizer(model, settings), precision.scaler()
     progress = restore(run, model, optimizer, scaler)
     epoch = batches.groups_per_epoch(settings.accumulation_steps)

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from minillm.adapt.methods import MethodOptions, adapt
+from minillm.attention import choose_attention
 from minillm.data.batches import Batches, Row
 from minillm.flops import training_flops
-from minillm.generate import Sampling, generate_steps
+from minillm.generate import generate_steps
 from minillm.linear import compile_single_rows
 from minillm.losses import IGNORED, token_loss
 from minillm.precision import choose_precision
+from minillm.sampling import Sampling
 from minillm.training import TrainSettings, evaluate, train
 from tools.models import family_of
 
@@ -82,6 +84,10 @@ class Ours:
         """Seconds of one optimizer step over the rows, one row a forward unless packed."""
         batches = self._batches(rows)
         settings = TrainSettings(accumulation_steps=len(rows))
+        longest = max(len(row.tokens) for row in rows)
+        self.model.attention = choose_attention(
+            "auto", self.precision.dtype, self.device, longest, self.model.config.head_dim
+        )
         began = time.perf_counter()
         train(self.model, token_loss, batches, None, settings, self.precision)
         if self.device.type == "cuda":

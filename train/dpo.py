@@ -18,6 +18,7 @@ import gpt2
 import llama
 from minillm import finetune
 from minillm.adapt.methods import MethodOptions, adapt
+from minillm.attention import choose_attention
 from minillm.cli import Parser, amount, settings_of
 from minillm.data.preferences import PairBatches, encode_pairs
 from minillm.data.tasks import TASKS
@@ -92,7 +93,9 @@ def main(argv=None) -> dict | None:
     model, tokenizer, base = finetune.load_base(
         family, args.checkpoint, args.init, args.layers, args.tokenizer, dtype, device
     )
-    model.attention = args.attention
+    model.attention = choose_attention(
+        args.attention, precision.dtype, device, args.max_length, model.config.head_dim
+    )
     model.gradient_checkpointing = args.gradient_checkpointing
     model, method = adapt(model, tokenizer, args.method, MethodOptions.from_flags(vars(args)))
     context = model.config.max_seq_len

@@ -14,6 +14,7 @@ import torch
 from gpt2 import FAMILY
 from minillm import finetune
 from minillm.adapt.methods import MethodOptions, adapt
+from minillm.attention import choose_attention
 from minillm.cli import Parser, settings_of, share
 from minillm.data.batches import Batches
 from minillm.errors import friendly_errors
@@ -51,7 +52,9 @@ def main(argv=None) -> tuple[float, float] | None:
     model, tokenizer, base = finetune.load_base(
         FAMILY, args.checkpoint, args.init, args.layers, args.tokenizer, dtype, device
     )
-    model.attention = args.attention
+    model.attention = choose_attention(
+        args.attention, precision.dtype, device, args.max_length, model.config.head_dim
+    )
     model.gradient_checkpointing = args.gradient_checkpointing
     model.dropout = args.dropout
     options = MethodOptions.from_flags(vars(args))

@@ -13,6 +13,7 @@ import torch
 
 from minillm import finetune
 from minillm.adapt.methods import MethodOptions, adapt
+from minillm.attention import choose_attention
 from minillm.cli import Parser, settings_of
 from minillm.data.batches import Batches
 from minillm.errors import friendly_errors
@@ -46,7 +47,9 @@ def main(argv=None) -> tuple[float, float] | None:
     model, tokenizer, base = finetune.load_base(
         FAMILY, args.checkpoint, args.init, args.layers, args.tokenizer, dtype, device
     )
-    model.attention = args.attention
+    model.attention = choose_attention(
+        args.attention, precision.dtype, device, args.max_length, model.config.head_dim
+    )
     model.gradient_checkpointing = args.gradient_checkpointing
     options = MethodOptions.from_flags(vars(args))
     model, method = adapt(model, tokenizer, args.method, options)
