@@ -42,8 +42,9 @@ def causal_attention(
         v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)  # (B, H, S, Dh)
         if mask is None:
             mask = causal_mask(k.size(2) - q.size(2), q.size(2), q.device)
+        hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
         scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)  # (B, H, T, S)
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores + hidden  # a sum needs nothing in backward, filling in would
         weights = torch.softmax(scores, -1)  # sums in fp32 inside, also of 16-bit scores
         out = F.dropout(weights.to(v.dtype), dropout) @ v  # (B, H, T, Dh)
     return out.transpose(1, 2).flatten(2)  # (B, T, H * Dh)

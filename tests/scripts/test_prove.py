@@ -7,7 +7,7 @@ from torch import nn
 import llama.checkpoint
 import llama.model
 import minillm.attention
-import minillm.training
+import minillm.progress
 import tools.promises
 from gpt2 import GPT2, save_gpt2
 from llama import Llama, save_llama
@@ -126,7 +126,7 @@ def dropout_is_drawn_again(patch):
 
 
 def random_streams_are_not_restored(patch):
-    patch.setattr(minillm.training, "set_rng_state", lambda state: None)
+    patch.setattr(minillm.progress, "set_rng_state", lambda state: None)
 
 
 def rows_are_not_permuted(patch):
