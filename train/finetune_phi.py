@@ -1,10 +1,11 @@
 """Fine-tunes Phi-1.5, as for completions of Shakespeare: LoRA on q_proj and v_proj, or all of it.
 
-    python train/finetune_phi.py --checkpoint phi-1_5/ --data shakespeare.txt
-    python train/finetune_phi.py --checkpoint phi-1_5/ --data shakespeare.txt --rank 0 --lr 1e-5
-    python train/finetune_phi.py --init phi-1.5 --layers 1 --tokenizer phi-1_5/ --max-iters 10
+    python train/finetune_phi.py --config train/tiny_phi.json    bundled model and data, offline
+    python train/finetune_phi.py --checkpoint phi-1.5 --data shakespeare.txt
+    python train/finetune_phi.py --checkpoint phi-1.5 --data shakespeare.txt --rank 0 --lr 1e-5
+    python train/finetune_phi.py --init phi-1.5 --layers 1 --tokenizer phi-1.5/ --max-iters 10
 
-No Phi comes along: --checkpoint is the official Hugging Face folder.
+phi-1.5 is the official model (tools/download.py phi-1.5, or a path to its folder).
 """
 
 from pathlib import Path
