@@ -1,6 +1,7 @@
 """Direct preference optimisation: of two answers to a prompt, the better one is made likelier.
 
     python train/dpo.py                                    tiny-llama and tinyworld's pairs, offline
+    python train/dpo.py --config train/tiny_dpo.json --checkpoint runs/sft/model      after an SFT
     python train/dpo.py --model gpt2 --beta 0.3 --data pairs.jsonl
     python train/dpo.py --checkpoint runs/sft/model --method full --lr 1e-5
 
@@ -16,6 +17,7 @@ import torch
 
 import gpt2
 import llama
+import phi
 from minillm import finetune
 from minillm.adapt.methods import MethodOptions, adapt
 from minillm.attention import choose_attention
@@ -35,7 +37,7 @@ from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, train
 
 LR = 1e-3
-FAMILIES = {"llama": llama.FAMILY, "gpt2": gpt2.FAMILY}
+FAMILIES = {family.name: family for family in (llama.FAMILY, gpt2.FAMILY, phi.FAMILY)}
 KL_SAMPLES, KL_TOKENS = 32, 40
 
 
