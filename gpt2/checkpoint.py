@@ -77,7 +77,7 @@ def open_hf(folder: Path) -> tuple[GPT2Config, dict[str, LazyTensor]]:
     if not (folder / "config.json").exists():
         what = "no config.json" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}; give a model's folder")
-    config = _hf_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     found = open_hf_weights(folder)
     names = [name for name in found if name != "lm_head.weight"]
     prefix = "transformer." if all(name.startswith("transformer.") for name in names) else ""
@@ -92,7 +92,7 @@ def open_hf(folder: Path) -> tuple[GPT2Config, dict[str, LazyTensor]]:
     return config, tensors
 
 
-def _hf_config(path: Path) -> GPT2Config:
+def read_config(path: Path) -> GPT2Config:
     """GPT2Config of a config.json. Errors: UserError for what the model does not implement."""
     p = Fields(path)
     p.check_kind("gpt2")

@@ -88,7 +88,7 @@ def find_tokenizer(path: Path) -> Path | None:
 
 def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     """Hugging Face's layout, renamed to Meta's and with q and k back in neighbouring pairs."""
-    config = _hf_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     found = open_hf_weights(folder)
     names = hf_names(config.n_layers, config.n_heads, config.n_kv_heads)
     ours = {hf: (name, heads) for name, (hf, heads) in names.items()}
@@ -103,7 +103,7 @@ def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     return config, tensors
 
 
-def _hf_config(path: Path) -> LlamaConfig:
+def read_config(path: Path) -> LlamaConfig:
     """LlamaConfig of a config.json. Errors: UserError for what the model does not implement."""
     p = Fields(path)
     p.check_kind("llama")

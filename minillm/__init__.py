@@ -1,4 +1,4 @@
-"""minillm: an LLM engine to learn from and to fine-tune with. Models live in llama/ and gpt2/."""
+"""minillm, an LLM engine to learn from and to fine-tune with; the models are in rooms beside it."""
 
 from minillm.adapt.lora import LoRALinear, add_lora, lora_state_dict, mark_only_lora_as_trainable
 from minillm.beam import beam_search

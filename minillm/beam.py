@@ -1,12 +1,15 @@
-"""Beam search: the likeliest continuation that a bounded search finds."""
+"""Beam search: the likeliest continuation that a bounded search finds.
+
+Sources: Graves 2012 (the search); Wu et al. 2016, section 7 (the length penalty).
+"""
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minillm.errors import UserError
-from minillm.generate import check_prompts
+from minillm.generate import check_prompts, pad_left
 
 
 @torch.no_grad()
@@ -19,52 +22,68 @@ def beam_search(
     length_penalty: float = 1.0,
     eos_id: int | None = None,
 ) -> list[list[int]]:
-    """The best continuation of each prompt (new tokens, a closing `eos_id` included), one prompt
-    at a time with its beams as the batch.
+    """The best continuation of each prompt (new tokens, a closing `eos_id` included). All beams of
+    all prompts, which may differ in length, are one batch.
 
     A continuation of n tokens scores (sum of its log-probabilities) / n ** length_penalty (Wu et
-    al. 2016, without coverage). Finished ones are kept apart and the search ends when no live
-    beam can still beat the best of them. n_beams >= V ** (max_new_tokens - 1) tries everything.
+    al. 2016, without coverage). Finished ones are kept apart, and the search for a prompt ends when
+    none of its live beams can still beat the best of them. n_beams >= V ** (max_new_tokens - 1)
+    tries everything. As in `generate`, it ends for all where the longest fills the context.
     Errors: UserError for an empty or too long prompt or n_beams below 1.
     """
     if n_beams < 1:
         raise UserError(f"n_beams {n_beams}: must be at least 1; change it")
-    check_prompts(prompts, model.config.max_seq_len, max_new_tokens, model.config.vocab_size)
+    limit = model.config.max_seq_len
+    check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
+    if not prompts or max_new_tokens == 0:
+        return [[] for _ in prompts]
     was_training = model.training
     model.eval()
     try:
-        return [
-            _search(model, list(p), max_new_tokens, n_beams, use_cache, length_penalty, eos_id)
-            for p in prompts
-        ]
+        return _search(model, prompts, max_new_tokens, n_beams, use_cache, length_penalty, eos_id)
     finally:
         model.train(was_training)
 
 
-def _search(model, prompt, max_new_tokens, n_beams, use_cache, length_penalty, eos_id):
-    max_new_tokens = min(max_new_tokens, model.config.max_seq_len - len(prompt))
-    device = next(model.parameters()).device
-    tokens = torch.tensor([prompt], device=device)  # (beams, T)
-    sums = torch.zeros(1, device=device)  # (beams,) log-probabilities so far
-    cache = model.new_cache(1, len(prompt) + max_new_tokens) if use_cache else None
-    best, best_score = [], float("-inf")
+def _search(model, prompts, max_new_tokens, n_beams, use_cache, length_penalty, eos_id):
+    """K beams of each of B prompts; K grows from 1 to n_beams in the first steps."""
+    tokens, left_pad = pad_left(prompts, next(model.parameters()).device)  # (B K, T), (B K,)
+    start, n_rows = tokens.size(1), len(prompts)
+    max_new_tokens = min(max_new_tokens, model.config.max_seq_len - start)
+    cache = model.new_cache(n_rows, start + max_new_tokens) if use_cache else None
+    sums = torch.zeros(n_rows, 1, device=tokens.device)  # (B, K) log-probabilities so far
+    best: list[list[int]] = [[] for _ in prompts]
+    best_score = [float("-inf")] * n_rows
     for n in range(1, max_new_tokens + 1):
-        new = tokens if cache is None else tokens[:, cache.length - cache.n_prefix :]
-        last = torch.zeros_like(new, dtype=torch.bool)
-        last[:, -1] = True
-        scores = sums[:, None] + model(new, cache, logits_at=last).float().log_softmax(-1)
+        logs = _next_logs(model, tokens, cache, left_pad)  # (B K, V)
+        scores = sums[..., None] + logs.view(*sums.shape, -1)  # (B, K, V)
+        n_before, n_words = scores.shape[1:]
         if eos_id is not None:
-            score, row = (scores[:, eos_id] / n**length_penalty).max(0)
-            if score > best_score:
-                best, best_score = [*tokens[row, len(prompt) :].tolist(), eos_id], float(score)
-            scores[:, eos_id] = float("-inf")
-        sums, place = scores.flatten().topk(min(n_beams, scores.numel()))
-        rows, ids = place // scores.size(1), place % scores.size(1)  # (beams,) each
-        tokens = torch.cat((tokens[rows], ids[:, None]), 1)  # (beams, T + 1)
+            ended, beams = (scores[..., eos_id] / n**length_penalty).max(1)  # (B,) each
+            for i, (score, beam) in enumerate(zip(ended.tolist(), beams.tolist(), strict=True)):
+                if score > best_score[i]:
+                    row = tokens[i * n_before + beam, start:]
+                    best[i], best_score[i] = [*row.tolist(), eos_id], score
+            scores[..., eos_id] = float("-inf")
+        sums, place = scores.flatten(1).topk(min(n_beams, n_before * n_words))  # (B, K) each
+        first = torch.arange(n_rows, device=tokens.device)[:, None] * n_before
+        rows = (first + place // n_words).flatten()  # (B K,): where each beam comes from
+        tokens = torch.cat((tokens[rows], (place % n_words).view(-1, 1)), 1)  # (B K, T + 1)
+        left_pad = left_pad if left_pad is None else left_pad[rows]
         if cache is not None:
             cache.reorder(rows)
-        if best and float(sums[0]) / max_new_tokens**length_penalty <= best_score:
-            return best  # log-probabilities only fall: no live beam can catch up
-    if max_new_tokens and float(sums[0]) / max_new_tokens**length_penalty > best_score:
-        return tokens[0, len(prompt) :].tolist()
-    return best
+        # log-probabilities only fall: what a live beam may still reach is this at most
+        reachable = (sums[:, 0] / max_new_tokens**length_penalty).tolist()
+        if all(live <= score for live, score in zip(reachable, best_score, strict=True)):
+            return best
+    alive = tokens.view(n_rows, -1, tokens.size(1))[:, 0, start:].tolist()  # each one's likeliest
+    found = zip(reachable, best_score, alive, best, strict=True)
+    return [row if live > score else done for live, score, row, done in found]
+
+
+def _next_logs(model: nn.Module, tokens: Tensor, cache, left_pad: Tensor | None) -> Tensor:
+    """Log-probabilities of the next token, (B K, V), from the columns that the cache lacks."""
+    new = tokens if cache is None else tokens[:, cache.length - cache.n_prefix :]
+    last = torch.zeros_like(new, dtype=torch.bool)
+    last[:, -1] = True
+    return model(new, cache, left_pad, logits_at=last).float().log_softmax(-1)

@@ -6,6 +6,7 @@ the first two a token is written in an alphabet of 256 visible characters, one f
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,8 @@ class BPETokenizer:
 
     `path` is a folder with vocab.json and merges.txt (or tokenizer.json, which holds both), one of
     these files, or a .tiktoken file. There is one control token, <|endoftext|>: it begins a text,
-    ends it and fills paddings.
+    ends it and fills paddings. Plain tokens that a vocabulary got later (added_tokens.json, as
+    Phi's runs of spaces) are taken out of a text first, the longest before the shorter.
     Errors: UserError naming a file that is missing or no vocabulary.
     """
 
@@ -36,13 +38,15 @@ class BPETokenizer:
     def __init__(self, path: str | Path | None):
         self.path = path = None if path is None else Path(path)
         self.is_bytes = path is None
+        added = {}
         if path is None:
             ranks, end = {bytes([byte]): i for i, byte in enumerate(BYTES)}, 256
         elif path.suffix == ".tiktoken":
             ranks, end = _read_tiktoken(path)
         else:
             ranks, end = _read_vocabulary(path)
-        self._build(ranks, end)
+            added = _read_added(path, len(ranks) + 1)
+        self._build(ranks, end, added)
 
     @classmethod
     def train(cls, texts: list[str], vocab_size: int) -> "BPETokenizer":
@@ -50,15 +54,18 @@ class BPETokenizer:
         ranks = train_bpe(texts, vocab_size)
         tokenizer = cls(None)
         tokenizer.is_bytes = False
-        tokenizer._build(ranks, len(ranks))
+        tokenizer._build(ranks, len(ranks), {})
         return tokenizer
 
-    def _build(self, ranks: dict[bytes, int], end: int) -> None:
+    def _build(self, ranks: dict[bytes, int], end: int, added: dict[str, int]) -> None:
         self.encoding = tiktoken.Encoding(
-            str(self.path), pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END: end}
-        )
-        self.ranks = ranks
-        self.vocab_size: int = len(ranks) + 1
+            str(self.path), pat_str=PATTERN, mergeable_ranks=ranks,
+            special_tokens={END: end} | added,
+        )  # fmt: skip
+        self.ranks, self.added = ranks, added
+        longest_first = sorted(added, key=len, reverse=True)
+        self.cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
+        self.vocab_size: int = len(ranks) + 1 + len(added)
         self.bos_id: int = end
         self.eos_id: int = end
         self.pad_id: int = end
@@ -69,7 +76,11 @@ class BPETokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise UserError("text holds a lone surrogate, no valid Unicode; clean it") from None
-        return [self.bos_id] * bos + self.encoding.encode_ordinary(text) + [self.eos_id] * eos
+        ids = []
+        for part in self.cut.split(text) if self.cut else [text]:
+            known = self.added.get(part)
+            ids += self.encoding.encode_ordinary(part) if known is None else [known]
+        return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of the text and, for each, the index of the character it begins in."""
@@ -84,7 +95,8 @@ class BPETokenizer:
         return self.encoding.decode_bytes(plain).decode("utf-8", errors="replace")
 
     def save(self, folder: Path) -> None:
-        """Writes vocab.json and merges.txt; nothing if every byte is a token."""
+        """Writes vocab.json, merges.txt and, where there are any, added_tokens.json; nothing if
+        every byte is a token."""
         if self.is_bytes:
             return
         vocab = {_letters(token): rank for token, rank in self.ranks.items()}
@@ -92,6 +104,8 @@ class BPETokenizer:
         pairs = (f"{_letters(a)} {_letters(b)}\n" for a, b in merges(self.ranks))
         with atomic_file(folder / "merges.txt") as temporary:
             temporary.write_text("#version: 0.2\n" + "".join(pairs), "utf-8")
+        if self.added:
+            write_json(folder / "added_tokens.json", self.added)
 
 
 def _letters(token: bytes) -> str:
@@ -138,6 +152,28 @@ def _read_vocabulary(path: Path) -> tuple[dict[bytes, int], int]:
             "bytes; download both files again"
         )
     return ranks, end
+
+
+def _read_added(path: Path, n_known: int) -> dict[str, int]:
+    """Tokens added to a vocabulary of n_known, by their text: of added_tokens.json, or of
+    tokenizer.json where there is no other. Errors: UserError unless their ids follow on."""
+    folder = path if path.is_dir() else path.parent
+    path, others = folder / "added_tokens.json", folder / "tokenizer.json"
+    if path.exists():
+        found = read_json(path)
+    elif others.exists() and not (folder / "vocab.json").exists():
+        path, content = others, read_json(others).get("added_tokens") or []
+        found = {token.get("content"): token.get("id") for token in content}
+    else:
+        return {}
+    sound = isinstance(found, dict) and all(
+        isinstance(text, str) and text and type(i) is int for text, i in found.items()
+    )
+    found = {text: i for text, i in found.items() if i >= n_known} if sound else {}
+    if not sound or sorted(found.values()) != list(range(n_known, n_known + len(found))):
+        raise UserError(f"{path}: added tokens whose ids do not follow the vocabulary's "
+                        f"{n_known}; give the model's own files")  # fmt: skip
+    return found
 
 
 def _read_tokenizer_json(path: Path) -> tuple[dict, list[tuple]]:

@@ -40,8 +40,8 @@ def without_lora(model: nn.Module) -> Iterator[nn.Module]:
 class DPO:
     """The objective, for `train`: batches hold pairs, the better answer in the even rows.
 
-    The reference is the model itself with LoRA switched off; where the base itself trains, a frozen
-    copy made now. Units: log-probabilities of whole answers, EOS included, in nats.
+    The reference is the model itself with LoRA switched off; without LoRA, a frozen copy made
+    now. Units: log-probabilities of whole answers, EOS included, in nats.
     """
 
     def __init__(self, model: nn.Module, beta: float):

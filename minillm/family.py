@@ -13,7 +13,8 @@ class Family:
 
     `name` is the model_type of Hugging Face's config.json, `bundled` the checkpoint that comes
     along, `train_tokenizer(texts, vocab_size)` makes a new tokenizer, `targets` are the layers that
-    get LoRA unless told otherwise, `official` the published checkpoints by name.
+    get LoRA unless told otherwise, `official` the published checkpoints by name,
+    `read_config(path)` the config that Hugging Face's config.json describes.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Family:
     train_tokenizer: Callable
     targets: tuple[str, ...]
     official: dict[str, Official]
+    read_config: Callable

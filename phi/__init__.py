@@ -1,13 +1,13 @@
 """Phi-1.5: the model in its official names, its tokenizer, and its weight files."""
 
 from minillm.family import Family
-from phi.checkpoint import OFFICIAL, load_phi, save_phi
+from phi.checkpoint import OFFICIAL, load_phi, read_config, save_phi
 from phi.model import Phi, PhiConfig
 from phi.tokenizer import PhiTokenizer
 
 FAMILY = Family(
     "phi", "tiny-phi", PhiConfig, Phi, PhiTokenizer, load_phi, save_phi, PhiTokenizer.train,
-    ("q_proj", "v_proj"), OFFICIAL,
+    ("q_proj", "v_proj"), OFFICIAL, read_config,
 )  # fmt: skip
 
 __all__ = ["Phi", "PhiConfig", "PhiTokenizer", "load_phi", "save_phi"]

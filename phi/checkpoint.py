@@ -13,7 +13,9 @@ from minillm.weights import LazyTensor, assign_weights, open_hf_weights, write_s
 from phi.model import Phi, PhiConfig
 from phi.tokenizer import PhiTokenizer
 
-_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
+_FILES = (
+    "config.json", "vocab.json", "merges.txt", "added_tokens.json", "model.safetensors",
+)  # fmt: skip
 OFFICIAL = {"phi-1.5": Official("microsoft/phi-1_5", _FILES)}
 
 
@@ -54,14 +56,14 @@ def open_hf(folder: Path) -> tuple[PhiConfig, dict[str, LazyTensor]]:
     if not (folder / "config.json").exists():
         what = "no config.json" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}; give a model's folder")
-    config = _hf_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     found = open_hf_weights(folder)
     tied = ("lm_head.weight", "lm_head.bias") if config.tied_head else ()
     kept = {name.removeprefix("model."): lazy for name, lazy in found.items() if name not in tied}
     return config, kept
 
 
-def _hf_config(path: Path) -> PhiConfig:
+def read_config(path: Path) -> PhiConfig:
     """PhiConfig of a config.json. Errors: UserError for what the model does not implement."""
     p = Fields(path)
     p.check_kind("phi")

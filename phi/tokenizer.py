@@ -1,4 +1,5 @@
-"""Phi-1.5's tokenizer: GPT-2's vocabulary, the engine's byte-level BPE."""
+"""Phi-1.5's tokenizer, CodeGen's (Nijkamp et al. 2022): GPT-2's vocabulary, with runs of spaces and
+tabs added to it."""
 
 from minillm.bpe_tokenizer import BPETokenizer as PhiTokenizer
 

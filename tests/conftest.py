@@ -61,16 +61,20 @@ def sharp(model: nn.Module) -> nn.Module:
     return model
 
 
+def small_phi(**changes) -> PhiConfig:
+    sizes = {
+        "dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 2048,
+        "hidden_dim": 48, "max_seq_len": 128,
+    }  # fmt: skip
+    return PhiConfig(**(sizes | changes))
+
+
 MODELS = {
     "llama-mha": lambda **changes: sharp(Llama(small_config(n_kv_heads=4, **changes))),
     "llama-gqa": lambda **changes: sharp(Llama(small_config(**changes))),
     "gpt2": lambda **changes: sharp(GPT2(small_gpt2(**changes))),
+    "phi": lambda **changes: sharp(Phi(small_phi(**changes))),
 }
-ALL_MODELS = MODELS | {
-    "phi": lambda **changes: sharp(Phi(PhiConfig(
-        **({"dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "vocab_size": 2048,
-            "hidden_dim": 48, "max_seq_len": 128} | changes)))),
-}  # fmt: skip
 
 
 @pytest.fixture

@@ -9,19 +9,19 @@ from minillm import add_lora, generate, mark_only_lora_as_trainable
 from minillm.attention import choose_attention
 from minillm.errors import UserError
 from minillm.losses import token_loss
-from tests.conftest import ALL_MODELS
+from tests.conftest import MODELS
 
 RAGGED = [[5, 6, 7, 8, 9], [3], [4] * 20, list(range(10, 22))]
 
 
-@pytest.fixture(params=ALL_MODELS)
+@pytest.fixture(params=MODELS)
 def kind(request) -> str:
     return request.param
 
 
 @pytest.fixture
 def model(kind) -> nn.Module:
-    return ALL_MODELS[kind]().double()
+    return MODELS[kind]().double()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "explicit"])
@@ -97,7 +97,7 @@ def test_gradients_with_checkpointing_equal_those_without(kind):
 
     def gradients(checkpointing: bool) -> list:
         torch.manual_seed(1)
-        model = ALL_MODELS[kind]()
+        model = MODELS[kind]()
         add_lora(model, targets, rank=4, alpha=8, dropout=0.3)
         mark_only_lora_as_trainable(model)
         for name, parameter in model.named_parameters():
@@ -129,14 +129,14 @@ def test_at_most_seven_of_our_frames_lead_to_the_softmax(monkeypatch, kind):
     from tests.conftest import ROOT
 
     seen, softmax = [], torch.softmax
-    rooms = tuple(f"{ROOT}/{room}/" for room in ("minillm", "llama", "gpt2"))
+    rooms = tuple(f"{ROOT}/{room}/" for room in ("minillm", "llama", "gpt2", "phi"))
 
     def spy(*args, **kwargs):
         seen.append([f for f in traceback.extract_stack() if f.filename.startswith(rooms)])
         return softmax(*args, **kwargs)
 
     monkeypatch.setattr(torch, "softmax", spy)
-    model = ALL_MODELS[kind]()
+    model = MODELS[kind]()
     model.attention = "explicit"
     rows, precision = [Row(torch.arange(5), torch.arange(5))], choose_precision("fp32", "cpu")
     train(model, token_loss, Batches(rows, 1, 0), None, TrainSettings(), precision)

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,13 @@ def test_public_names_carry_docstrings():
     for module in (gpt2, llama, minillm):
         for name in module.__all__:
             assert inspect.getdoc(getattr(module, name)), name
+
+
+@pytest.mark.parametrize("script", ["tools/scaling_laws", "tools/lora_budget", "tools/extract_lora",
+    "tools/trace", "tools/explain", "tools/generate", "train/dpo", "train/finetune_phi"])
+def test_what_runs_a_formula_cites_its_source(script):
+    tree = ast.parse((ROOT / f"{script}.py").read_text())
+    assert re.search(r"[A-Z]\w+ (et\s+al\.|& [A-Z]\w+) (19|20)\d\d", ast.get_docstring(tree))
 
 
 def test_importing_the_engine_imports_no_plotting_and_no_peer():

@@ -14,7 +14,7 @@ Writes results.json and predictions.json to --out-dir.
 from functools import partial
 from pathlib import Path
 
-from minillm.cli import Parser, positive, settings_of, whole
+from minillm.cli import Parser, positive, settings_of
 from minillm.data.samples import SPLITS
 from minillm.data.tasks import TASKS, Task
 from minillm.data.templates import find_template
@@ -24,7 +24,7 @@ from minillm.files import write_json
 from minillm.metrics import classification_report, describe
 from minillm.predict import GENERATION, LIKELIHOOD, predict_labels
 from minillm.text_metrics import ROUGE
-from tools.models import add_adapted_model_flags, load_model
+from tools.models import add_adapted_model_flags, add_sampling_flags, load_model
 
 
 def parse_args(argv=None):
@@ -41,14 +41,8 @@ def parse_args(argv=None):
     add = parser.add_argument_group("prediction").add_argument
     add("--by", choices=[GENERATION, LIKELIHOOD, "both"], default="both", help="labels only")
     add("--batch-size", type=positive, default=32, help="prompts in a batch")
-    add("--max-new-tokens", type=positive, help="tokens written (default: the task's own)")
-    add("--temperature", type=float, default=0.0, help="0 is greedy")
-    add("--top-k", type=int, help="draw from the k likeliest tokens")
-    add("--top-p", type=float, help="draw from the fewest tokens that reach this probability")
-    add("--repetition-penalty", type=float, default=1.0,
-        help="above 1 makes tokens seen (prompt included) less likely")  # fmt: skip
-    add("--seed", type=whole, default=0)
     add("--out-dir", help="where to write the files (default: in the adapter's or model's folder)")
+    add_sampling_flags(parser, None)
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,8 @@
-"""Why this token: what tools/generate.py --explain prints at every step."""
+"""Why this token: what tools/generate.py --explain prints at every step.
+
+Probabilities before and after the filters of Fan et al. 2018, Holtzman et al. 2020 and Nguyen et
+al. 2024; minillm/sampling.py does the filtering.
+"""
 
 from dataclasses import replace
 

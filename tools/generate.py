@@ -6,6 +6,9 @@
     python tools/generate.py --prompts file.txt --samples 3 --temperature 0.8 --top-p 0.9
     python tools/generate.py --prompt "One day" --temperature 1 --min-p 0.1 --stop . --explain
     python tools/generate.py --prompt "One day" --beams 4
+
+Sources: top-k: Fan et al. 2018; top-p: Holtzman et al. 2020; min-p: Nguyen et al. 2024; repetition
+penalty: Keskar et al. 2019; beam search: Graves 2012.
 """
 
 import argparse

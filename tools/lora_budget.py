@@ -14,6 +14,7 @@ Sources: Hu et al. 2021 (LoRA); Ben Zaken et al. 2022 (BitFit); Houlsby et al. 2
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from minillm.errors import UserError, friendly_errors
 from minillm.footprint import predict_footprint
 from minillm.memory import MIB
 from minillm.precision import DTYPES, Precision
-from tools.models import family_of_preset
+from tools.models import family_of, family_of_preset
 
 GPT3 = GPT2Config(12288, 96, 96, 50257, 2048)  # Brown et al. 2020: GPT-2's plan, wider and deeper
 
@@ -36,7 +37,8 @@ GPT3 = GPT2Config(12288, 96, 96, 50257, 2048)  # Brown et al. 2020: GPT-2's plan
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--init", metavar="PRESET", help="a published size: gpt-3, llama-2-7b, gpt2-medium, ...")
+    add("--init", metavar="PRESET|FOLDER",
+        help="a published size (gpt-3, llama-2-7b, gpt2-medium, ...), or a folder with config.json")
     add("--layers", type=positive, help="only the first N of its layers")
     add("--params", type=above_zero, help="parameters, where a nominal number is meant (175e9)")
     add("--targets", help="layers or slices that get LoRA (default: the model's own)")
@@ -51,9 +53,14 @@ def parse_args(argv=None):
 
 
 def adapted_model(preset: str, layers: int | None, targets: str | None, rank: int) -> nn.Module:
-    """A model without memory that has LoRA on its targets. Errors: UserError as add_lora."""
+    """A model of a published size, or of a folder's config.json, without memory, that has LoRA on
+    its targets. Errors: UserError as add_lora."""
+    file = Path(preset) / "config.json"
     if preset == "gpt-3":
         kind, config, own = GPT2, GPT3, ("q", "v")
+    elif file.exists():
+        family = family_of(file.parent)
+        kind, config, own = family.model, family.read_config(file), family.targets
     else:
         family = family_of_preset(preset)
         kind, config, own = family.model, family.config.preset(preset), family.targets

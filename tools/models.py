@@ -31,10 +31,12 @@ def add_adapted_model_flags(parser: Parser) -> None:
         help="dtype of the weights (default: fp32 on a CPU, else auto)")  # fmt: skip
 
 
-def add_sampling_flags(parser: Parser) -> None:
-    """How many tokens, and how each is chosen."""
+def add_sampling_flags(parser: Parser, max_new_tokens: int | None = 200) -> None:
+    """How many tokens (None: as many as the task asks for), and how each is chosen."""
     add = parser.add_argument_group("sampling").add_argument
-    add("--max-new-tokens", type=whole, default=200)
+    default = max_new_tokens or "the task's own"
+    add("--max-new-tokens", type=whole, default=max_new_tokens,
+        help=f"tokens written (default: {default})")  # fmt: skip
     add("--temperature", type=float, default=0.0, help="0 is greedy")
     add("--top-k", type=int, help="draw from the k likeliest tokens")
     add("--top-p", type=float, help="draw from the fewest tokens that reach this probability")

@@ -6,7 +6,7 @@
     python train/dpo.py --checkpoint runs/sft/model --method full --lr 1e-5
 
 A line of --data has prompt, chosen and rejected. The reference is the model as it begins: with LoRA
-switched off, or a frozen copy where the base itself trains. Accuracy is how often the better answer
+switched off, or, for every other method, a frozen copy. Accuracy is how often the better answer
 gained more than the worse one since then; the loss begins at ln 2. Source: Rafailov et al. 2023.
 """
 

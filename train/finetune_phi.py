@@ -3,9 +3,10 @@
     python train/finetune_phi.py --config train/tiny_phi.json    bundled model and data, offline
     python train/finetune_phi.py --checkpoint phi-1.5 --data shakespeare.txt
     python train/finetune_phi.py --checkpoint phi-1.5 --data shakespeare.txt --rank 0 --lr 1e-5
-    python train/finetune_phi.py --init phi-1.5 --layers 1 --tokenizer phi-1.5/ --max-iters 10
+    python train/finetune_phi.py --init phi-1.5 --layers 1 --tokenizer checkpoints/phi-1.5
 
-phi-1.5 is the official model (tools/download.py phi-1.5, or a path to its folder).
+phi-1.5 is the official model (tools/download.py phi-1.5, or a path to its folder). Sources: Li et
+al. 2023 (Phi-1.5); Hu et al. 2021 (LoRA).
 """
 
 from pathlib import Path

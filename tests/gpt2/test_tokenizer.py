@@ -160,3 +160,44 @@ def test_ids_that_only_pad_the_models_vocabulary_vanish(bpe):
 def test_a_file_that_is_no_vocabulary_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.model: no GPT-2 vocabulary"):
         GPT2Tokenizer(tmp_path / "tokenizer.model")
+
+
+RUNS = {" " * n: 0 for n in range(31, 1, -1)} | {"\t" * n: 0 for n in range(9, 1, -1)}
+SPACED = ["a  b", "def f(x):\n    return x", " " * 70 + "x", "\t\t\tif", "a \t  b\t", "one two", ""]
+
+
+def with_runs(bpe, folder):
+    """The vocabulary with runs of spaces and tabs added, as Phi-1.5's has them."""
+    bpe.save(folder)
+    added = {text: bpe.vocab_size + i for i, text in enumerate(RUNS)}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    return GPT2Tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", SPACED)
+def test_added_tokens_are_those_of_transformers(bpe, tmp_path, text):
+    transformers = pytest.importorskip("transformers")
+    ours = with_runs(bpe, tmp_path)
+    theirs = transformers.GPT2Tokenizer.from_pretrained(tmp_path)
+    if len(theirs) < ours.vocab_size:
+        plain = [transformers.AddedToken(run, normalized=False) for run in RUNS]
+        theirs.add_tokens(plain)
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.decode(ours.encode(text)) == text
+
+
+def test_added_tokens_have_offsets_and_are_saved(bpe, tmp_path):
+    ours = with_runs(bpe, tmp_path)
+    assert ours.vocab_size == bpe.vocab_size + len(RUNS)
+    ids, starts = ours.encode_with_offsets("the" + " " * 40 + "cat")
+    assert [starts[ids.index(ours.added[" " * 31])], ids.count(ours.added[" " * 9])] == [3, 1]
+    (tmp_path / "again").mkdir()
+    ours.save(tmp_path / "again")
+    assert GPT2Tokenizer(tmp_path / "again").encode(SPACED[1]) == ours.encode(SPACED[1])
+
+
+def test_added_tokens_that_leave_a_gap_are_refused(bpe, tmp_path):
+    bpe.save(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"  ": bpe.vocab_size + 1}))
+    with pytest.raises(UserError, match=r"added_tokens\.json"):
+        GPT2Tokenizer(tmp_path)

@@ -13,7 +13,7 @@ from tests.conftest import MODELS
 VOCAB = 4
 
 
-@pytest.fixture(params=["llama-gqa 0", "llama-gqa 1", "gpt2 2", "gpt2 3"])
+@pytest.fixture(params=["llama-gqa 0", "llama-gqa 1", "gpt2 2", "gpt2 3", "phi 4"])
 def model(request) -> nn.Module:
     kind, seed = request.param.split()
     torch.manual_seed(int(seed))

@@ -15,7 +15,8 @@ from minillm.losses import sequence_logprobs
 from tests.conftest import MODELS
 from train import dpo as script
 
-KINDS = ("llama-gqa", "gpt2")
+KINDS = ("llama-gqa", "gpt2", "phi")
+TARGETS = {"gpt2": ("c_attn",), "phi": ("q_proj", "v_proj")}
 
 
 def pairs(n: int = 4):
@@ -30,7 +31,7 @@ def pairs(n: int = 4):
 
 def adapted(kind, dropout=0.0):
     model = MODELS[kind]().double()
-    add_lora(model.train(), ("c_attn",) if kind == "gpt2" else ("wq", "wv"), 4, 8, dropout)
+    add_lora(model.train(), TARGETS.get(kind, ("wq", "wv")), 4, 8, dropout)
     return mark_only_lora_as_trainable(model)
 
 
@@ -96,7 +97,7 @@ def test_pairs_stay_together_in_every_order(tokenizer, tmp_path):
 def test_a_short_run_prefers_the_better_answers(tmp_path):
     found = script.main(["--layers", "1", "--samples", "64", "--held-out", "16", "--epochs", "2",
                          "--lr", "0.003", "--out-dir", str(tmp_path / "run")])  # fmt: skip
-    assert found["before"]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert found["before"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert found["after"]["accuracy"] > 0.7 and found["after"]["kl"] > 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert {"margin", "accuracy"} <= rows[0].keys() and rows[-1]["margin"] > rows[0]["margin"]

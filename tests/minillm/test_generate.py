@@ -19,7 +19,7 @@ SAMPLING = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["llama-gqa", "gpt2"])
+@pytest.fixture(scope="module", params=["llama-gqa", "gpt2", "phi"])
 def model(request) -> nn.Module:
     torch.manual_seed(0)
     return MODELS[request.param]()

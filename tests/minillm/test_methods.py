@@ -19,7 +19,10 @@ from minillm.peft_format import load_adapter, read_notes, save_adapter
 from tests.conftest import MODELS, equal_states, sharp, small_config, small_gpt2
 
 OPTIONS = MethodOptions(rank=4, lora_dropout=0.0, bottleneck=6, virtual_tokens=5, add_biases=True)
-TARGETS = {"llama-mha": ("wq", "wv"), "llama-gqa": ("wq", "wv"), "gpt2": ("c_attn",)}
+TARGETS = {
+    "llama-mha": ("wq", "wv"), "llama-gqa": ("wq", "wv"), "gpt2": ("c_attn",),
+    "phi": ("q_proj", "v_proj"),
+}  # fmt: skip
 CASES = {
     **{name: (name, {}) for name in METHODS},
     "untied": ("last_layer", {"untie": True}),
@@ -63,7 +66,7 @@ def random_batch(rows: int = 3, seed: int = 5):
     return collate([Row(t, t.clone()) for t in tokens], 0)
 
 
-both = pytest.mark.parametrize("kind", ["llama-gqa", "gpt2"])
+both = pytest.mark.parametrize("kind", ["llama-gqa", "gpt2", "phi"])
 all_cases = pytest.mark.parametrize("case", CASES)
 alone = pytest.mark.parametrize("case", ALONE)
 
@@ -238,12 +241,14 @@ def agree_with_peft(kind, case, tokenizer, folder):
     """PEFT loads what we save and gives the same logits; we load what PEFT saves again."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     model, plain = build(kind, case, tokenizer)
-    from gpt2 import save_gpt2
-    from gpt2.tokenizer import GPT2Tokenizer
+    from gpt2 import GPT2Tokenizer, save_gpt2
     from llama import save_llama
+    from phi import PhiTokenizer, save_phi
 
     if kind == "gpt2":
         save_gpt2(plain, GPT2Tokenizer(None), folder / "base")
+    elif kind == "phi":
+        save_phi(plain, PhiTokenizer(None), folder / "base")
     else:
         save_llama(plain, tokenizer, folder / "base")
     save_adapter(trained(model, 3), folder / "ours")

@@ -11,7 +11,7 @@ from minillm.precision import Precision
 from tests.conftest import MODELS
 
 LENGTHS = (5, 17, 33, 2, 9, 20, 16, 3, 60)
-KINDS = ("llama-gqa", "gpt2")
+KINDS = ("llama-gqa", "gpt2", "phi")
 
 
 def ragged(lengths=LENGTHS) -> list[Row]:

@@ -10,7 +10,7 @@ from llama import load_llama, save_llama
 from minillm.errors import UserError
 from minillm.peft_format import load_adapter
 from minillm.peft_lora import lora_layers
-from tests.conftest import ALL_MODELS, TINY_LLAMA
+from tests.conftest import MODELS, TINY_LLAMA
 from tools import extract_lora
 from tools.extract_lora import energy_kept, find_changes
 
@@ -29,9 +29,9 @@ def moved(model, rank: int | None = None):
     return tuned
 
 
-@pytest.mark.parametrize("kind", ALL_MODELS)
+@pytest.mark.parametrize("kind", MODELS)
 def test_all_ranks_give_the_fine_tuned_weights_back(kind):
-    base = ALL_MODELS[kind]().eval()
+    base = MODELS[kind]().eval()
     tuned = moved(base)
     changes = find_changes(base, tuned, ALL.get(kind, ["wq", "wk", "wv", "w2"]), 99)
     after = dict(tuned.named_modules())
@@ -44,7 +44,7 @@ def test_all_ranks_give_the_fine_tuned_weights_back(kind):
 
 
 def test_a_change_of_rank_3_is_whole_at_rank_3_and_not_before():
-    base = ALL_MODELS["llama-gqa"]()
+    base = MODELS["llama-gqa"]()
     changes = find_changes(base, moved(base, rank=3), ["wq", "w1"], 99)
     values = [s for change in changes.values() for s in change.values]
     assert energy_kept(values, 3) == pytest.approx(1, abs=1e-9)
@@ -52,7 +52,7 @@ def test_a_change_of_rank_3_is_whole_at_rank_3_and_not_before():
 
 
 def test_the_error_is_the_root_of_the_cut_values_squared():
-    base = ALL_MODELS["llama-mha"]()
+    base = MODELS["llama-mha"]()
     tuned = moved(base)
     for name, change in find_changes(base, tuned, ["wq", "w2"], 99).items():
         change.cut(5)
@@ -62,7 +62,7 @@ def test_the_error_is_the_root_of_the_cut_values_squared():
 
 
 def test_gradient_descent_finds_no_nearer_update_of_that_rank():
-    base = ALL_MODELS["llama-mha"]()
+    base = MODELS["llama-mha"]()
     (change,) = find_changes(base, tuned := moved(base), ["layers.0.attention.wq"], 99).values()
     change.cut(4)
     wanted = tuned.layers[0].attention.wq.weight.detach() - change.layer.weight.detach()
@@ -72,7 +72,7 @@ def test_gradient_descent_finds_no_nearer_update_of_that_rank():
 
 
 def test_a_and_b_share_the_singular_values_evenly():
-    base = ALL_MODELS["llama-mha"]()
+    base = MODELS["llama-mha"]()
     for change in find_changes(base, moved(base), ["wv"], 99).values():
         change.cut(6)
         a, b = change.layer.factors()
@@ -81,7 +81,7 @@ def test_a_and_b_share_the_singular_values_evenly():
 
 
 def test_slices_of_a_fused_layer_are_cut_each_for_itself():
-    base = ALL_MODELS["gpt2"]()
+    base = MODELS["gpt2"]()
     tuned = moved(base)
     for name, change in find_changes(base, tuned, ["q", "v"], 99).items():
         change.cut(99)
@@ -95,7 +95,7 @@ def test_slices_of_a_fused_layer_are_cut_each_for_itself():
 
 
 def test_a_model_that_has_not_changed_is_an_error():
-    base = ALL_MODELS["llama-mha"]()
+    base = MODELS["llama-mha"]()
     with pytest.raises(UserError, match="equal in every target"):
         find_changes(base, copy.deepcopy(base), ["wq"], 99)
 
@@ -145,6 +145,19 @@ def test_peft_computes_what_the_extracted_adapter_does(tuned_folder, tmp_path):
         assert torch.allclose(ours(tokens), theirs(tokens).logits, atol=2e-4)
 
 
+def test_where_only_targets_changed_all_ranks_have_the_fine_tuned_loss(tmp_path):
+    model, tokenizer = load_llama(TINY_LLAMA, n_layers=1)
+    with torch.no_grad():
+        for layer in (model.layers[0].attention.wq, model.layers[0].feed_forward.w2):
+            layer.weight += 0.05 * torch.randn_like(layer.weight)
+    save_llama(model, tokenizer, tmp_path / "tuned")
+    flags = ["--checkpoint", str(tmp_path / "tuned"), "--targets", "wq,w2", "--held-out", "4"]
+    rows = extract_lora.main([*flags, "--ranks", "8", "--out-dir", str(tmp_path / "out")])
+    told = json.loads((tmp_path / "out" / "extract.json").read_text())
+    assert rows[-1]["loss"] == pytest.approx(told["tuned_loss"], rel=1e-6)
+    assert told["share_in_targets"] == pytest.approx(1) and told["tuned_loss"] != told["base_loss"]
+
+
 def test_a_rank_above_the_smaller_side_is_that_side(tuned_folder, tmp_path, capsys):
     flags = ["--checkpoint", str(tuned_folder), "--held-out", "2", "--rank", "100"]
     extract_lora.main([*flags, "--targets", "wk", "--ranks", "8", "--out-dir", str(tmp_path)])
@@ -153,7 +166,7 @@ def test_a_rank_above_the_smaller_side_is_that_side(tuned_folder, tmp_path, caps
 
 
 def test_a_base_with_other_tensors_is_an_error(tuned_folder, tokenizer, tmp_path):
-    save_llama(ALL_MODELS["llama-mha"](n_layers=1), tokenizer, tmp_path / "other")
+    save_llama(MODELS["llama-mha"](n_layers=1), tokenizer, tmp_path / "other")
     flags = ["--checkpoint", str(tuned_folder), "--held-out", "2", "--out-dir", str(tmp_path)]
     with pytest.raises(UserError, match="--base: its tensors are not those"):
         extract_lora.main([*flags, "--base", str(tmp_path / "other")])

@@ -1,11 +1,15 @@
 """tools/lora_budget.py: the course's numbers, and counts against real modules."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from minillm.errors import UserError
+from tests.conftest import ROOT
 from tools import lora_budget
+from tools.models import family_of
 
 GPT3 = ["--init", "gpt-3", "--params", "175e9", "--targets", "q,v", "--rank", "4"]
 
@@ -38,18 +42,29 @@ def test_any_preset_and_targets(preset, targets, count):
     assert found["LoRA"] == 2 * count
 
 
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-phi"])
+def test_any_folder_with_a_config(name):
+    folder = str(ROOT / "checkpoints" / name)
+    found = lora_budget.main(["--init", folder, "--models", "1", "--bytes", "4"])
+    model, _ = family_of(Path(folder)).load(folder)
+    assert found["full fine-tuning"] == 4 * sum(p.numel() for p in model.parameters())
+
+
 def test_training_memory_by_category():
     found = lora_budget.main(["--init", "gpt2", "--layers", "2", "--tokens", "64"])["training"]
     assert found["trainable weights"] == 4 * 2 * 4 * (768 + 2304)
     assert found["optimizer state"] == 2 * found["trainable weights"]
 
 
-def test_the_courses_network():
+def test_the_courses_network(capsys):
     widths = [2 ** (10 - layer) for layer in range(11)]
     found = lora_budget.main(["--mlp", ",".join(map(str, widths)), "--rank", "4"])
     assert found == {
         "hidden units": 1022, "parameters": 700_073, "bitfit": 1023, "adapters": 9247,
     }  # fmt: skip
+    out = capsys.readouterr().out
+    for told in ("0.15%", "1.30% of the adapted network", "1.32% of the base"):
+        assert told in out
 
 
 def test_a_network_is_counted_as_pytorch_counts_it():

@@ -11,7 +11,7 @@ from llama import Llama, load_llama
 from minillm import generate
 from minillm.losses import token_loss
 from phi import load_phi
-from tests.conftest import ALL_MODELS, ROOT, TINY_GPT2, TINY_LLAMA, small_config
+from tests.conftest import MODELS, ROOT, TINY_GPT2, TINY_LLAMA, small_config
 from train import pretrain
 
 SMALL = ["--stories", "60", "--held-out", "10", "--vocab-size", "600",
@@ -35,18 +35,18 @@ def test_a_short_run_writes_a_model_and_its_figures(tmp_path, family, load):
     assert set(facts["held_out_loss_by_layers"]) == by_layers
 
 
-@pytest.mark.parametrize("kind", ALL_MODELS)
+@pytest.mark.parametrize("kind", MODELS)
 def test_first_layers_share_every_tensor(kind):
-    model = ALL_MODELS[kind]()
+    model = MODELS[kind]()
     short = pretrain.first_layers(model, 1)
     names = dict(model.named_parameters())
     assert all(p is names[n] for n, p in short.named_parameters()) and short.config.n_layers == 1
     assert short(torch.tensor([[1, 2]])).shape == (1, 2, 2048)
 
 
-@pytest.mark.parametrize("kind", ALL_MODELS)
+@pytest.mark.parametrize("kind", MODELS)
 def test_every_tensor_gets_a_gradient_from_the_mixed_loss(kind):
-    model = ALL_MODELS[kind]()
+    model = MODELS[kind]()
     tokens = torch.randint(0, 2048, (8, 12))
     loss, count = pretrain.prefix_loss(model, (tokens, tokens))
     loss.backward()

@@ -29,6 +29,11 @@ def test_the_published_optima(fit, flops, params, tokens):
     assert fit.optimum(flops) == pytest.approx((params, tokens), rel=0.01)
 
 
+@pytest.mark.parametrize(("fit", "loss"), [(PUBLISHED, 1.8955), (REFITTED, 1.9507)])
+def test_the_loss_of_the_courses_model(fit, loss):
+    assert round(fit.loss(67e9, 4.1e12), 4) == loss
+
+
 @pytest.mark.parametrize("fit", [PUBLISHED, REFITTED])
 @pytest.mark.parametrize("flops", [1e18, 1e21, 1e24, 1e27])
 def test_the_closed_form_is_the_minimum_that_a_search_finds(fit, flops):

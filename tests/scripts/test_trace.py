@@ -1,6 +1,7 @@
 """tools/trace.py: the rows are what the model computes, and the model does not notice."""
 
 import math
+import re
 import sys
 
 import pytest
@@ -10,15 +11,15 @@ from minillm import add_lora
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
 from minillm.errors import UserError
 from minillm.plots import plot_attention
-from tests.conftest import ALL_MODELS, ROOT
+from tests.conftest import MODELS, ROOT
 from tools import trace
 
 TOKENS = [5, 900, 17, 33, 17]
 
 
-@pytest.fixture(params=ALL_MODELS)
+@pytest.fixture(params=MODELS)
 def model(request):
-    model = ALL_MODELS[request.param]().eval()
+    model = MODELS[request.param]().eval()
     model.attention = "explicit"
     return model
 
@@ -122,9 +123,17 @@ def test_a_norm_leaves_out_what_a_mask_hides(model):
     assert f"{n_hidden} x -inf" in trace.describe(masked)
 
 
-def test_it_prints_the_blocks_asked_for_and_draws_their_heads(tmp_path, capsys):
+def test_it_prints_the_blocks_asked_for_and_draws_their_heads(tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(trace, "plot_attention", lambda *what: (drawn.append(what),
+                                                                plot_attention(*what)))  # fmt: skip
     trace.main(["--prompt", "Nora", "--blocks", "2", "--heads", "1", "--out-dir", str(tmp_path)])
+    ((maps, heads, words, _),) = drawn
+    assert list(maps) == ["layers.2"] and heads == [1]
+    assert maps["layers.2"].shape == (6, len(words), len(words))
     out = capsys.readouterr().out
+    (row,) = re.findall(r"layers\.2\.attention\.wq +-> +(.*)", out)
+    assert row.startswith(f"(1, {len(words)}, 192)") and "float32" in row
     assert "layers.2.attention.wq" in out and "layers.1." not in out
     assert (tmp_path / "attention.png").read_bytes()[:4] == b"\x89PNG"
 
