@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from minillm import beam_search, generate
+from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
 from minillm.errors import UserError
 from tests.conftest import MODELS
 
@@ -52,6 +53,17 @@ def test_ragged_prompts_get_what_each_gets_alone_with_and_without_the_cache(mode
     together = beam_search(model, prompts, 7, n_beams, eos_id=3)
     assert together == [beam_search(model, [p], 7, n_beams, eos_id=3)[0] for p in prompts]
     assert together == beam_search(model, prompts, 7, n_beams, use_cache=False, eos_id=3)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda model: SoftPrompt(model, torch.randn(3, 32)),
+    lambda model: PrefixTuning(model, prefix_of_text(model, [1, 2, 0])),
+], ids=["soft prompt", "prefix"])  # fmt: skip
+def test_beams_go_after_a_soft_prompt_or_prefix(model, wrap):
+    tuned, prompts = wrap(model).eval(), [[1, 2, 0, 1], [2], [0, 1]]
+    with_cache = beam_search(tuned, prompts, 6, 3, eos_id=3)
+    assert with_cache == beam_search(tuned, prompts, 6, 3, use_cache=False, eos_id=3)
+    assert beam_search(tuned, prompts, 6, 1) == generate(tuned, prompts, 6)
 
 
 @torch.no_grad()
