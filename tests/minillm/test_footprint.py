@@ -10,7 +10,7 @@ from minillm.footprint import LiveTensors, measure_footprint, predict_footprint
 from minillm.precision import Precision
 from tests.conftest import MODELS
 
-KINDS = ("llama-gqa", "gpt2", "phi")
+KINDS = ("llama-gqa", "gpt2")
 PRECISIONS = {  # of the products, and of the frozen weights
     "fp32": ("fp32", torch.float32), "autocast over fp32": ("bf16", torch.float32),
     "16-bit base": ("bf16", torch.bfloat16),
@@ -27,7 +27,7 @@ def batch(rows: int = 2, columns: int = 49, labelled: int = 16):
 def prepared(kind, precision, method="lora", meta=False, tokenizer=None):
     name, dtype = PRECISIONS[precision]
     model = (empty_model(MODELS[kind]) if meta else MODELS[kind]()).to(dtype)
-    targets = {"gpt2": ("c_attn",), "phi": ("q_proj", "v_proj")}.get(kind, ("wq", "wv"))
+    targets = ("wq", "wv") if kind.startswith("llama") else ("c_attn",)
     options = MethodOptions(targets=targets, rank=4, virtual_tokens=4)
     model, _ = adapt(model, tokenizer, method, options)
     return model, Precision(name, torch.device("cpu"))

@@ -55,7 +55,9 @@ def test_what_a_method_saved_measures_the_same_on_a_fresh_base(
     assert summary["flops"] > 0 and summary["memory_mib"]["peak"] >= 0
 
 
-@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("prompt_tuning", marks=pytest.mark.slow), "prefix_tuning"]
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(method, news, tmp_path):
     flags = ["--prefix-hidden", 8, "--lr", "1e-2", "--eval-every", 1, "--epochs", 1]
     whole = run("gpt2", method, news, tmp_path / "whole", *flags)

@@ -106,10 +106,11 @@ def test_full_fine_tuning_writes_a_model_transformers_loads(tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--attention", "explicit"], ["--gradient-checkpointing"], ["--precision", "fp32"],
-     pytest.param(["--precision", "fp16"], marks=pytest.mark.slow),
-     ["--frozen-dtype", "bf16", "--precision", "fp32"],
-     ["--pack", "200"]],
+    [["--attention", "sdpa", "--gradient-checkpointing"], ["--pack", "200"],
+     *(pytest.param(flags, marks=pytest.mark.slow) for flags in (
+         ["--precision", "fp32"], ["--precision", "fp16"], ["--gradient-checkpointing"],
+         ["--frozen-dtype", "bf16", "--precision", "fp32"],
+     ))],
 )  # fmt: skip
 def test_every_way_to_compute_trains_to_about_the_same_loss(run, tmp_path, flags):
     folder = str(tmp_path / "run")

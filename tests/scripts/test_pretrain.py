@@ -21,8 +21,8 @@ SMALL = ["--stories", "60", "--held-out", "10", "--vocab-size", "600",
 
 @pytest.mark.parametrize(
     ("family", "load"),
-    [("llama", load_llama), pytest.param("gpt2", load_gpt2, marks=pytest.mark.slow),
-     pytest.param("phi", load_phi, marks=pytest.mark.slow)],
+    [("phi", load_phi), pytest.param("gpt2", load_gpt2, marks=pytest.mark.slow),
+     pytest.param("llama", load_llama, marks=pytest.mark.slow)],
 )
 def test_a_short_run_writes_a_model_and_its_figures(tmp_path, family, load):
     flags = [*SMALL, "--model", family, "--epochs", "1", "--max-iters", "3"]
