@@ -6,10 +6,10 @@ Sources: Graves 2012 (the search); Wu et al. 2016, section 7 (the length penalty
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minillm.errors import UserError
-from minillm.generate import check_prompts, pad_left
+from minillm.generate import check_prompts, next_logits, pad_left
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def _search(model, prompts, max_new_tokens, n_beams, use_cache, length_penalty, 
     best: list[list[int]] = [[] for _ in prompts]
     best_score = [float("-inf")] * n_rows
     for n in range(1, max_new_tokens + 1):
-        logs = _next_logs(model, tokens, cache, left_pad)  # (B K, V)
+        logs = next_logits(model, tokens, cache, left_pad).log_softmax(-1)  # (B K, V)
         scores = sums[..., None] + logs.view(*sums.shape, -1)  # (B, K, V)
         n_before, n_words = scores.shape[1:]
         if eos_id is not None:
@@ -79,11 +79,3 @@ def _search(model, prompts, max_new_tokens, n_beams, use_cache, length_penalty, 
     alive = tokens.view(n_rows, -1, tokens.size(1))[:, 0, start:].tolist()  # each one's likeliest
     found = zip(reachable, best_score, alive, best, strict=True)
     return [row if live > score else done for live, score, row, done in found]
-
-
-def _next_logs(model: nn.Module, tokens: Tensor, cache, left_pad: Tensor | None) -> Tensor:
-    """Log-probabilities of the next token, (B K, V), from the columns that the cache lacks."""
-    new = tokens if cache is None else tokens[:, cache.length - cache.n_prefix :]
-    last = torch.zeros_like(new, dtype=torch.bool)
-    last[:, -1] = True
-    return model(new, cache, left_pad, logits_at=last).float().log_softmax(-1)

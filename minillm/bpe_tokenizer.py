@@ -158,12 +158,14 @@ def _read_added(path: Path, n_known: int) -> dict[str, int]:
     """Tokens added to a vocabulary of n_known, by their text: of added_tokens.json, or of
     tokenizer.json where there is no other. Errors: UserError unless their ids follow on."""
     folder = path if path.is_dir() else path.parent
-    path, others = folder / "added_tokens.json", folder / "tokenizer.json"
+    in_one = path.name == "tokenizer.json" or not (folder / "vocab.json").exists()
+    path = folder / "added_tokens.json"
     if path.exists():
         found = read_json(path)
-    elif others.exists() and not (folder / "vocab.json").exists():
-        path, content = others, read_json(others).get("added_tokens") or []
-        found = {token.get("content"): token.get("id") for token in content}
+    elif in_one:
+        path = folder / "tokenizer.json"
+        tokens = read_json(path).get("added_tokens") or []
+        found = {token.get("content"): token.get("id") for token in tokens}
     else:
         return {}
     sound = isinstance(found, dict) and all(

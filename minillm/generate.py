@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minillm.cache import KVCache
 from minillm.errors import UserError
 from minillm.sampling import Sampling, penalize_repetition, random_streams, sample_next_token
 from minillm.text_stream import StopStrings
@@ -88,14 +89,8 @@ def generate_steps(
     model.eval()
     try:
         for _ in range(max_new_tokens):
-            # with a cache only the columns it does not hold yet; without, all from the start
-            start = 0 if cache is None else cache.length - cache.n_prefix
-            new = tokens[:, start:]
-            last = torch.zeros_like(new, dtype=torch.bool)
-            last[:, -1] = True
             with torch.no_grad():
-                soft = prompt if start == 0 else None
-                logits = model(new, cache, left_pad, soft, last).float()  # (B, V)
+                logits = next_logits(model, tokens, cache, left_pad, prompt)  # (B, V)
                 penalty = sampling.repetition_penalty
                 penalized = penalize_repetition(logits, tokens, left_pad, penalty)
                 chosen = sample_next_token(penalized, sampling, streams)  # (B,)
@@ -111,6 +106,19 @@ def generate_steps(
                 return
     finally:
         model.train(was_training)
+
+
+def next_logits(
+    model: nn.Module, tokens: Tensor, cache: KVCache | None, left_pad: Tensor | None,
+    prompt: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Logits of the token after the last column, (B, V) fp32. With a cache only the columns that it
+    does not hold yet are computed; without, all (B, T) from the start."""
+    start = 0 if cache is None else cache.length - cache.n_prefix
+    new = tokens[:, start:]
+    last = torch.zeros_like(new, dtype=torch.bool)
+    last[:, -1] = True
+    return model(new, cache, left_pad, prompt if start == 0 else None, last).float()
 
 
 def pad_left(
