@@ -1,8 +1,11 @@
-"""Linear layers whose fp32 products on a CPU are oneDNN's.
+"""Linear layers whose products on a CPU are those of the faster library.
 
-PyTorch gives fp32 products on a CPU to MKL and those in 16 bits to oneDNN. Measured (AMD Zen 4, 2
-cores, tools/benchmark.py), oneDNN is ahead in fp32 too: 1.2 to 2.5 times on 256 rows, twice on a
-single row, which is what decoding is. `torch.backends.mkldnn.flags(enabled=False)` brings MKL back.
+PyTorch gives fp32 products on a CPU to MKL and those in 16 bits to oneDNN. Measured on 2 cores:
+on AMD (Zen 4) oneDNN is ahead in fp32 too, 1.2 to 2.5 times on 256 rows, twice on a single row,
+which is what decoding is. On Intel (AMX) MKL is at home: there only the forward of several rows is
+oneDNN's (a LoRA step of GPT-2 124M is 4 % ahead of MKL alone, 17 % of oneDNN alone), and a single
+row is PyTorch's matrix-vector product, ahead of oneDNN's by a fifth in fp32, by a quarter in bf16.
+`torch.backends.mkldnn.flags(enabled=False)` brings PyTorch's own choice back.
 
 oneDNN keeps a compiled product for each of the last 1,024 shapes it met, and texts of any length
 mean shapes without end: some MiB apiece for large matrices. Here it keeps 64. (Measured: a tiny
@@ -13,6 +16,8 @@ these variables yourself to keep more.
 
 import functools
 import os
+import platform
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +36,32 @@ _PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b. Shapes: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
-    is_fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    has_rows = x.dim() > 1 and x.numel() > 0
-    is_here = _PRODUCT and torch.backends.mkldnn.enabled and not torch.compiler.is_compiling()
-    if is_fp32 and has_rows and is_here and x.device.type == "cpu":
+    is_cpus = x.device.type == "cpu" and torch.backends.mkldnn.enabled and x.numel() > 0
+    is_plain = x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
+    if not (is_cpus and is_plain) or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    if is_intel() and is_single_row(x, weight):
+        row = x.flatten()  # (in,)
+        out = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)  # (out,)
+        return out.view(*x.shape[:-1], -1)  # (..., out)
+    if _PRODUCT and x.dtype == torch.float32 and x.dim() > 1:
         return _OneDNN.apply(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+@functools.cache
+def is_intel() -> bool:
+    """Whether the CPU is Intel's, where MKL takes its fast paths."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = platform.processor()
+    return "GenuineIntel" in text
+
+
+def is_single_row(x: Tensor, weight: Tensor) -> bool:
+    """Whether x (..., in) is one vector that the weight (out, in) fits."""
+    return x.numel() == x.size(-1) == weight.size(1)
 
 
 class Linear(nn.Linear):
@@ -71,9 +96,10 @@ class _OneDNN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        times = torch.matmul if is_intel() else lambda a, b: _product(a, b.t())
         rows = grad.flatten(0, -2)  # (N, out)
-        dx = None if weight is None else _product(grad, weight.t())  # (..., in)
-        dw = None if x is None else _product(rows.t(), x.flatten(0, -2).t())  # (out, in)
+        dx = None if weight is None else times(grad, weight)  # (..., in)
+        dw = None if x is None else times(rows.t(), x.flatten(0, -2))  # (out, in)
         return dx, dw, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
@@ -103,7 +129,7 @@ def compile_single_rows(model: nn.Module) -> None:
 
 def single_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`linear`, compiled where x is one row on a CPU that no gradient goes through."""
-    if x.numel() != weight.size(1) or x.device.type != "cpu" or torch.is_grad_enabled():
+    if not is_single_row(x, weight) or x.device.type != "cpu" or torch.is_grad_enabled():
         return linear(x, weight, bias)
     bias = bias if bias is None else bias.detach()
     return _compiled()(x.flatten(), weight.detach(), bias).view(*x.shape[:-1], -1)  # (..., out)

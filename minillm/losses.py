@@ -59,20 +59,23 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, targets)
         wide = torch.promote_types(logits.dtype, torch.float32)
         losses = [F.cross_entropy(part.to(wide), target, reduction="none")
                   for part, target in zip(*_slices(logits, targets), strict=True)]  # fmt: skip
-        return torch.cat(losses)
+        losses = torch.cat(losses)  # (N,)
+        ctx.save_for_backward(logits, targets, losses)
+        return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        logits, targets = ctx.saved_tensors
-        for part, target, g in zip(*_slices(logits, targets, grad), strict=True):
-            slope = torch.softmax(part, -1, dtype=grad.dtype)  # (rows, V)
-            slope.scatter_add_(-1, target[:, None], slope.new_full((len(target), 1), -1.0))
-            part.copy_(slope.mul_(g[:, None]))
+        columns = (x[:, None] for x in (ctx.saved_tensors[1], ctx.saved_tensors[2], grad))
+        logits = ctx.saved_tensors[0]
+        for part, target, loss, g in zip(*_slices(logits, *columns), strict=True):
+            slope = part.to(grad.dtype)  # (rows, V)
+            slope.sub_(slope.gather(-1, target)).sub_(loss).exp_()  # p = p(target) e^(z - z(target))
+            slope.scatter_add_(-1, target, slope.new_full(target.shape, -1.0))
+            part.copy_(slope.mul_(g))
         return logits, None
 
 

@@ -20,6 +20,12 @@ INPUTS = {
 }
 
 
+@pytest.fixture(params=[True, False], ids=["Intel's ways", "the others'"])
+def vendor(request, monkeypatch):
+    monkeypatch.setattr("minillm.linear.is_intel", lambda: request.param)
+
+
+@pytest.mark.usefixtures("vendor")
 @pytest.mark.parametrize("bias", [None, torch.randn(33)], ids=["plain", "bias"])
 @pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS)
 def test_values_and_gradients_equal_pytorchs(make, bias):
@@ -59,9 +65,20 @@ def test_a_second_derivative_is_refused_not_wrong():
         slope.sum().backward()
 
 
-def test_shapes_that_do_not_fit_are_refused():
+@pytest.mark.usefixtures("vendor")
+@pytest.mark.parametrize("shape", [(3, 20), (3, 7), (1, 20), (20,)])
+def test_shapes_that_do_not_fit_are_refused(shape):
     with pytest.raises(RuntimeError):
-        linear(torch.randn(3, 20), torch.randn(33, 21))
+        linear(torch.randn(shape), torch.randn(33, 21))
+
+
+@pytest.mark.usefixtures("vendor")
+@pytest.mark.parametrize("n_rows", [1, 5])
+def test_16_bit_products_are_rounded_once(n_rows):
+    x, weight = torch.randn(n_rows, 500), torch.randn(33, 500)
+    exact = x.bfloat16().double() @ weight.bfloat16().double().t()
+    out = linear(x.bfloat16(), weight.bfloat16()).double()
+    assert (out - exact).norm() < 2**-8 * exact.norm()
 
 
 def test_a_frozen_layer_keeps_no_input_for_backward():
