@@ -1,14 +1,18 @@
 """Every script's command line: flags in both spellings, --config FILE.json, one-line errors."""
 
 import argparse
+import dataclasses
 import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from minillm.errors import UserError
 from minillm.files import read_json
+
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -163,6 +167,11 @@ def _within(value: float, low: float, high: float, wanted: str) -> float:
     if not low <= value <= high:
         raise argparse.ArgumentTypeError(f"{value} is not {wanted}")
     return value
+
+
+def pick(kind: type[T], flags: dict) -> T:
+    """A dataclass made of the flags that have its fields' names."""
+    return kind(**{field.name: flags[field.name] for field in dataclasses.fields(kind)})
 
 
 def settings_of(args: argparse.Namespace) -> dict:

@@ -132,9 +132,10 @@ class Base:
     def rows(self) -> list[Row]:
         """The training rows, encoded."""
         model, tokenizer = self.load(torch.float32)
-        length = min(self.max_length, model.config.max_seq_len)
-        where = (self.task, self.data, None, tokenizer)
-        return finetune.prepare_data(*where, self.samples, 1, length).train.rows
+        options = finetune.DataOptions(
+            self.task, self.data, samples=self.samples, held_out=1, max_length=self.max_length
+        )
+        return finetune.prepare_data(options, tokenizer, model.config.max_seq_len).train.rows
 
     def predict(self, cell: Cell, rows: int, mixed: str) -> dict[str, float]:
         """MiB by category, without a weight read or a number computed."""

@@ -11,29 +11,25 @@ gained more than the worse one since then; the loss begins at ln 2. Source: Rafa
 """
 
 import math
-from pathlib import Path
-
-import torch
+from dataclasses import replace
 
 import gpt2
 import llama
 import phi
 from minillm import finetune
 from minillm.adapt.methods import MethodOptions, adapt
-from minillm.attention import choose_attention
-from minillm.cli import Parser, amount, settings_of
+from minillm.cli import Parser, amount, pick, settings_of
 from minillm.data.preferences import PairBatches, encode_pairs
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
 from minillm.dpo import DPO, kl_to_reference, preference_report
 from minillm.errors import UserError, friendly_errors
 from minillm.files import write_json
-from minillm.fingerprint import fingerprint
+from minillm.finetune import BaseOptions, DataOptions, RunOptions
 from minillm.flags import add_flags, parse
+from minillm.job import Data, Job
 from minillm.memory import peak_mib, reset_peak
-from minillm.precision import choose_device, choose_precision
-from minillm.preflight import preflight
-from minillm.runs import Run, fresh_folder
+from minillm.report import conclude
 from minillm.training import TrainSettings, train
 
 LR = 1e-3
@@ -59,23 +55,28 @@ def parse_args(argv=None):
     return args
 
 
-def prepare_pairs(path, template, tokenizer, n_train: int, n_held_out: int, max_length: int,
-                  skip_bad: bool):  # fmt: skip
-    """Encoded pairs of both sides, as finetune.Data. Errors: UserError if a side is empty."""
+def prepare_pairs(options: DataOptions, tokenizer, context: int) -> Data:
+    """Encoded pairs of both sides. Errors: UserError if a side is empty."""
     kind = TASKS["preferences"]
-    found = find_template(template or kind.template, kind.field)
-    splits = kind.splits(path, found, n_train, n_held_out, skip_bad)
-    sides = splits.train[:n_train], splits.validation[:n_held_out]
-    train_pairs, held_out = (encode_pairs(side, tokenizer, max_length) for side in sides)
+    template = find_template(options.template or kind.template, kind.field)
+    splits = kind.splits(
+        options.data, template, options.samples, options.held_out, options.skip_bad
+    )
+    sides = splits.train[: options.samples], splits.validation[: options.held_out]
+    length = min(options.max_length, context)
+    train_pairs, held_out = (encode_pairs(side, tokenizer, length) for side in sides)
     if not (train_pairs.rows and held_out.rows):
-        raise UserError(f"{path or 'tinyworld'}: no pair fits --max-length {max_length}; raise it")
-    return finetune.Data(train_pairs, held_out, sides[1], (), found)
+        raise UserError(
+            f"{options.data or 'tinyworld'}: no pair fits --max-length {length}; raise it"
+        )
+    return Data(train_pairs, held_out, sides[1], (), template)
 
 
-def show_preferences(model, dpo, tokenizer, data, held_out, precision, seed, title: str) -> dict:
+def show_preferences(job: Job, dpo: DPO, held_out: list, seed: int, title: str) -> dict:
     """Prints how the model judges the held-out pairs, and how far it is from its reference."""
-    found = preference_report(model, dpo, held_out, precision)
-    kl, error = kl_to_reference(model, dpo, tokenizer, data.samples[:KL_SAMPLES], KL_TOKENS, seed)
+    found = preference_report(job.model, dpo, held_out, job.base.precision)
+    prompts = job.data.samples[:KL_SAMPLES]
+    kl, error = kl_to_reference(job.model, dpo, job.base.tokenizer, prompts, KL_TOKENS, seed)
     print(
         f"{title:>8}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%}, margin "
         f"{found['margin']:.3f}, better one likelier {found['likelier']:.1%} of {found['n']} "
@@ -86,60 +87,35 @@ def show_preferences(model, dpo, tokenizer, data, held_out, precision, seed, tit
 
 def main(argv=None) -> dict | None:
     args = parse_args(argv)
-    family = FAMILIES[args.model]
-    device = choose_device(args.device)
-    precision = choose_precision(args.precision, device)
-    dtype = finetune.frozen_dtype(args.frozen_dtype, args.method, precision.dtype)
-    baseline = reset_peak(device)
-    torch.manual_seed(args.seed)
-    model, tokenizer, base = finetune.load_base(
-        family, args.checkpoint, args.init, args.layers, args.tokenizer, dtype, device
+    flags = vars(args)
+    base = finetune.load(FAMILIES[args.model], pick(BaseOptions, flags))
+    method = MethodOptions.from_flags(flags)
+    model, about = adapt(base.model, base.tokenizer, args.method, method)
+    context, options = model.config.max_seq_len, pick(DataOptions, flags)
+    data = prepare_pairs(options, base.tokenizer, context)
+    options = replace(options, batch_size=2 * options.batch_size)  # rows, two for each pair
+    batches, held_out = finetune.make_batches(
+        data, options, base.tokenizer.pad_id, context, PairBatches
     )
-    model.attention = choose_attention(
-        args.attention, precision.dtype, device, args.max_length, model.config.head_dim
-    )
-    model.gradient_checkpointing = args.gradient_checkpointing
-    model, method = adapt(model, tokenizer, args.method, MethodOptions.from_flags(vars(args)))
-    context = model.config.max_seq_len
-    data = prepare_pairs(
-        args.data, args.template, tokenizer, args.samples, args.held_out,
-        min(args.max_length, context), args.skip_bad,
-    )  # fmt: skip
+    settings = TrainSettings.from_flags(flags)
     dpo = DPO(model, args.beta)
-    rows, size = data.train.rows, 2 * args.batch_size
-    batches = PairBatches(rows, size, tokenizer.pad_id, args.seed, context)
-    held_out = list(PairBatches(data.held_out.rows, size, tokenizer.pad_id, None, context))
-    folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", f"dpo-{args.model}")
-    finetune.announce(model, base, precision, method, data, batches, args.accumulation_steps)
-    preflight(
-        model, dpo, batches, data.held_out.rows, tokenizer.eos_id, precision,
-        args.accumulation_steps, folder,
-    )  # fmt: skip
-    if args.dry_run:
+    job = Job(base, model, args.method, about, data, batches, args.accumulation_steps)
+    run = finetune.begin(
+        job, dpo, pick(RunOptions, flags), f"dpo-{args.model}", settings_of(args)
+    )
+    if run is None:  # --dry-run
         return None
-    identity = {"model": fingerprint(model)["bfloat16"], "data": data.hash()}
-    run = Run(
-        folder, settings_of(args), args.resume, args.overwrite, args.wandb_project, identity,
-        args.override,
-    )  # fmt: skip
-    before = show_preferences(model, dpo, tokenizer, data, held_out, precision, args.seed, "before")
-    finetune.show_answers(model, tokenizer, data, "before")
-    reset_peak(device)
-    settings = TrainSettings.from_flags(vars(args))
-    progress, optimizer = train(model, dpo, batches, held_out, settings, precision, run)
-    peak = peak_mib(device) - baseline
-    finetune.keep(
-        model, tokenizer, family, progress, run, args.method, base, data.template, args.keep_last
-    )
-    finetune.show_answers(model, tokenizer, data, "after")
-    after = show_preferences(model, dpo, tokenizer, data, held_out, precision, args.seed, "after")
-    write_json(folder / "preferences.json", {"before": before, "after": after, "ln 2": math.log(2)})
-    memory = finetune.account(
-        model, optimizer, batches, precision, args.accumulation_steps, peak
-    )
+    before = show_preferences(job, dpo, held_out, args.seed, "before")
+    reset_peak(base.precision.device)
+    progress, optimizer = train(model, dpo, batches, held_out, settings, base.precision, run)
+    peak = peak_mib(base.precision.device) - base.memory
+    finetune.keep(job, run, progress, args.keep_last)
+    after = show_preferences(job, dpo, held_out, args.seed, "after")
+    both = {"before": before, "after": after, "ln 2": math.log(2)}
+    write_json(run.folder / "preferences.json", both)
     print("(memory and FLOPs are those of the model's own pass; the reference adds a forward"
           f"{', and a frozen copy' if dpo.copy is not None else ''})")  # fmt: skip
-    finetune.conclude(model, memory, progress, data, run, method)
+    conclude(job, run, progress, optimizer, peak)
     return {"before": before, "after": after}
 
 

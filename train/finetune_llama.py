@@ -5,24 +5,17 @@
     python train/finetune_llama.py --layers 1 --attention explicit    to step into the softmax
 """
 
-from pathlib import Path
-
-import torch
-
 from llama import FAMILY
 from minillm import finetune
 from minillm.adapt.methods import MethodOptions, adapt
-from minillm.attention import choose_attention
-from minillm.cli import Parser, settings_of
-from minillm.data.batches import Batches
+from minillm.cli import Parser, pick, settings_of
 from minillm.errors import friendly_errors
-from minillm.fingerprint import fingerprint
+from minillm.finetune import BaseOptions, DataOptions, RunOptions
 from minillm.flags import add_flags, parse
+from minillm.job import Job
 from minillm.losses import token_loss
-from minillm.memory import peak_mib, reset_peak
-from minillm.precision import choose_device, choose_precision
-from minillm.preflight import preflight
-from minillm.runs import Run, fresh_folder
+from minillm.memory import peak_mib
+from minillm.report import conclude
 from minillm.training import TrainSettings, train
 
 LR = 1e-5  # the course's
@@ -36,57 +29,24 @@ def parse_args(argv=None):
 
 def main(argv=None) -> tuple[float, float] | None:
     args = parse_args(argv)
-    device = choose_device(args.device)
-    precision = choose_precision(args.precision, device)
-    dtype = finetune.frozen_dtype(args.frozen_dtype, args.method, precision.dtype)
-    baseline = reset_peak(device)
-    torch.manual_seed(args.seed)
-    model, tokenizer, base = finetune.load_base(
-        FAMILY, args.checkpoint, args.init, args.layers, args.tokenizer, dtype, device
+    flags = vars(args)
+    base = finetune.load(FAMILY, pick(BaseOptions, flags))
+    method = MethodOptions.from_flags(flags)
+    model, about = adapt(base.model, base.tokenizer, args.method, method)
+    context, options = model.config.max_seq_len, pick(DataOptions, flags)
+    data = finetune.prepare_data(options, base.tokenizer, context)
+    batches, held_out = finetune.make_batches(data, options, base.tokenizer.pad_id, context)
+    settings = TrainSettings.from_flags(flags)
+    job = Job(base, model, args.method, about, data, batches, args.accumulation_steps)
+    run = finetune.begin(
+        job, token_loss, pick(RunOptions, flags), "finetune-llama", settings_of(args)
     )
-    model.attention = choose_attention(
-        args.attention, precision.dtype, device, args.max_length, model.config.head_dim
-    )
-    model.gradient_checkpointing = args.gradient_checkpointing
-    options = MethodOptions.from_flags(vars(args))
-    model, method = adapt(model, tokenizer, args.method, options)
-    context = model.config.max_seq_len
-    data = finetune.prepare_data(
-        args.task, args.data, args.template, tokenizer, args.samples, args.held_out,
-        min(args.max_length, context), args.skip_bad,
-    )  # fmt: skip
-    settings = TrainSettings.from_flags(vars(args))
-    batches = Batches(
-        data.train.rows, args.batch_size, tokenizer.pad_id, args.seed, context, args.pack
-    )
-    held_out = list(Batches(
-        data.held_out.rows, args.batch_size, tokenizer.pad_id, None, context, args.pack
-    ))  # fmt: skip
-    folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "finetune-llama")
-    finetune.announce(model, base, precision, method, data, batches, args.accumulation_steps)
-    preflight(
-        model, token_loss, batches, data.held_out.rows, tokenizer.eos_id, precision,
-        args.accumulation_steps, folder,
-    )  # fmt: skip
-    if args.dry_run:
+    if run is None:  # --dry-run
         return None
-    identity = {"model": fingerprint(model)["bfloat16"], "data": data.hash()}
-    run = Run(
-        folder, settings_of(args), args.resume, args.overwrite, args.wandb_project, identity,
-        args.override,
-    )  # fmt: skip
-    finetune.show_answers(model, tokenizer, data, "before")
-    reset_peak(device)
-    progress, optimizer = train(model, token_loss, batches, held_out, settings, precision, run)
-    peak = peak_mib(device) - baseline
-    finetune.keep(
-        model, tokenizer, FAMILY, progress, run, args.method, base, data.template, args.keep_last
-    )
-    finetune.show_answers(model, tokenizer, data, "after")
-    memory = finetune.account(
-        model, optimizer, batches, precision, args.accumulation_steps, peak
-    )
-    finetune.conclude(model, memory, progress, data, run, method)
+    progress, optimizer = train(model, token_loss, batches, held_out, settings, base.precision, run)
+    peak = peak_mib(base.precision.device) - base.memory
+    finetune.keep(job, run, progress, args.keep_last)
+    conclude(job, run, progress, optimizer, peak)
     return progress.before, progress.best
 
 

@@ -42,3 +42,11 @@ def test_a_second_backward_is_refused_not_wrong():
 def test_the_largest_logit_never_overflows():
     logits = torch.tensor([[3e38, -3e38, 0.0]])
     assert cross_entropy(logits, torch.tensor([0])).item() == 0.0
+
+
+def test_the_gradient_is_exact_also_where_the_model_is_sure():
+    logits, target = torch.tensor([[30.0, 18.5, -3.0]], requires_grad=True), torch.tensor([0])
+    exact = logits.detach().double().requires_grad_()
+    F.cross_entropy(exact, target).backward()
+    cross_entropy(logits * 1.0, target).sum().backward()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-4, atol=0)

@@ -1,0 +1,63 @@
+"""What a fine-tuning is about: the base, the data, and what is made of them."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from minillm.data.batches import Batches, Encoded
+from minillm.data.samples import Sample
+from minillm.data.templates import Template
+from minillm.family import Family
+from minillm.precision import Precision
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model as it was loaded, with its tokenizer, a name for it, and how it will compute;
+    `memory` is the MiB that the process held before."""
+
+    family: Family
+    model: nn.Module
+    tokenizer: object
+    name: str
+    precision: Precision
+    memory: float
+
+
+@dataclass(frozen=True)
+class Data:
+    """Encoded training and held-out samples, the latter also as text, and what they are of."""
+
+    train: Encoded
+    held_out: Encoded
+    samples: list[Sample]  # the held-out ones
+    labels: tuple[str, ...]
+    template: Template
+
+    @property
+    def shown(self) -> Sample:
+        """One held-out sample to look at."""
+        return min(self.samples, key=lambda sample: len(sample.prompt))
+
+    def hash(self) -> str:
+        """Of every token and label on both sides."""
+        digest = hashlib.sha256()
+        for row in (*self.train.rows, *self.held_out.rows):
+            digest.update(torch.stack((row.tokens, row.labels)).numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method on a base with data: the adapted model, the method and a line about its size, the
+    batches, and how many of them make an optimizer step."""
+
+    base: Base
+    model: nn.Module
+    method: str
+    about: str
+    data: Data
+    batches: Batches
+    accumulation_steps: int

@@ -1,0 +1,122 @@
+"""What a fine-tuning shows: what is about to run, answers, memory by category, the outcome."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from minillm.data.samples import Sample, shorten
+from minillm.files import read_json, write_json
+from minillm.flops import training_flops
+from minillm.generate import generate
+from minillm.job import Job
+from minillm.losses import IGNORED
+from minillm.memory import MIB, reserved_mib
+from minillm.metrics import classification_report, describe
+from minillm.predict import predict_labels
+from minillm.progress import Progress
+from minillm.runs import Run
+
+SHOWN_TOKENS = 60  # of an answer
+
+
+def announce(job: Job) -> None:
+    """Prints what is about to run: model, method, data on both sides, the optimizer step."""
+    model, data, batches = job.model, job.data, job.batches
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+    steps = batches.groups_per_epoch(job.accumulation_steps)
+    supervised = sum(int((row.labels != IGNORED).sum()) for row in data.train.rows)
+    precision = job.base.precision
+    stored = " and ".join(sorted(dtypes))
+    print(f"   model: {job.base.name}, {model.config.n_layers} layers in {stored}; "
+          f"{precision.name} products on {precision.device}")  # fmt: skip
+    print(f"  method: {job.about}")
+    print(f"   train: {data.train.summary()}\nheld out: {data.held_out.summary()}")
+    packed = f", packed into forwards of up to {batches.packed} tokens" if batches.packed else ""
+    print(f"    step: {job.accumulation_steps} x {batches.batch_size} samples{packed}, on average "
+          f"{supervised / steps:.0f} supervised tokens; {steps} steps an epoch")  # fmt: skip
+    print(f"  prompt: {data.shown.prompt!r}\nexpected: {data.shown.response!r}", flush=True)
+
+
+def show_answers(job: Job, title: str) -> None:
+    """Prints what the model answers, greedily, to one held-out prompt, and where the answer is one
+    of a few labels, its accuracy on all held-out samples."""
+    model, tokenizer, data = job.model, job.base.tokenizer, job.data
+    show_sample(model, tokenizer, data.shown, title)
+    if data.labels:
+        answers = predict_labels(model, tokenizer, data.samples, data.labels)
+        truth = [sample.label for sample in data.samples]
+        report = classification_report([a.label for a in answers], truth, data.labels)
+        print(f"{'':>8}  held-out {describe(report)}", flush=True)
+
+
+def show_sample(model: nn.Module, tokenizer, sample: Sample, title: str) -> None:
+    """Prints what the model answers, greedily, to one held-out prompt."""
+    sample = shorten(sample, tokenizer, model.config.max_seq_len - SHOWN_TOKENS)
+    tokens = tokenizer.encode(sample.prompt, bos=True)
+    (new,) = generate(model, [tokens], SHOWN_TOKENS, eos_id=tokenizer.eos_id)
+    print(f"{title:>8}: {tokenizer.decode(new).strip()!r}", flush=True)
+
+
+def account(job: Job, optimizer: torch.optim.Optimizer, peak: float) -> dict:
+    """Where the memory of training went, in MiB: predicted and measured by category, for the
+    largest micro-batch of an epoch, and `peak`, the process's own (beyond Python's libraries).
+    The KV cache is that of a generation with as many columns; no part of training's total."""
+    from minillm.footprint import measure_footprint, predict_footprint  # 0.7 s: not before the loop
+
+    n, precision = job.accumulation_steps, job.base.precision
+    reserved = reserved_mib(precision.device)
+    batch = job.batches.largest(n)
+    predicted = predict_footprint(job.model, batch, precision, n)
+    measured = measure_footprint(job.model, batch, precision, n)
+    states = [t for state in optimizer.state.values() for t in state.values()]
+    measured = replace(measured, optimizer=sum(t.nbytes for t in states if torch.is_tensor(t)))
+    return {
+        "peak": peak, "reserved": reserved, "columns": batch.tokens.size(1) - 1,
+        "predicted": {name: n / MIB for name, n in predicted.rows().items()},
+        "measured": {name: n / MIB for name, n in measured.rows().items()},
+        "activations of": {name: n / MIB for name, n in measured.by_place.items()},
+        "KV cache": [predicted.cache / MIB, measured.cache / MIB],
+    }  # fmt: skip
+
+
+def show_memory(memory: dict) -> None:
+    """Prints what `account` found."""
+    print(f"{'memory, MiB':<26}{'predicted':>12}{'measured':>12}")
+    for name, mib in memory["measured"].items():
+        print(f"  {name:<24}{memory['predicted'][name]:12.1f}{mib:12.1f}")
+    print(f"  {'peak of the process':<24}{'':12}{memory['peak']:12.1f}")
+    if memory["reserved"] is not None:
+        print(f"  {'reserved on the GPU':<24}{'':12}{memory['reserved']:12.1f}")
+    predicted, measured = memory["KV cache"]
+    print(f"  {'KV cache of ' + str(memory['columns']) + ' columns':<24}{predicted:12.1f}"
+          f"{measured:12.1f}")  # fmt: skip
+    blocks = [f"{mib:.1f}" for name, mib in memory["activations of"].items() if "block" in name]
+    print(f"  activations of the blocks: {', '.join(blocks)}")
+
+
+def conclude(
+    job: Job, run: Run, progress: Progress, optimizer: torch.optim.Optimizer, peak: float
+) -> None:
+    """Prints memory by category, speed and losses; the same numbers and the method's own line go
+    to summary.json."""
+    memory, kept = account(job, optimizer, peak), run.folder / "summary.json"
+    before = read_json(kept) if kept.exists() else {}
+    if isinstance(before, dict) and before.get("steps") == progress.step:
+        memory = before.get("memory_mib", memory)  # resumed after its end: nothing was trained here
+    model, rows = job.model, job.data.train.rows
+    n_rows = round(progress.tokens * len(rows) / sum(len(row.tokens) for row in rows))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    write_json(kept, {
+        "method": job.about, "trainable": trainable,
+        "parameters": sum(p.numel() for p in model.parameters()), "steps": progress.step,
+        "best_step": progress.best_step, "tokens": progress.tokens,
+        "supervised_tokens": progress.supervised, "seconds": progress.seconds,
+        "flops": training_flops(model, progress.tokens, progress.supervised, n_rows),
+        "held_out_before": progress.before, "held_out_best": progress.best, "memory_mib": memory,
+    })  # fmt: skip
+    show_memory(memory)
+    speed = progress.tokens / max(progress.seconds, 1e-9)
+    print(f"{progress.step} steps, {progress.tokens} tokens in {progress.seconds:.1f} s: "
+          f"{speed:.0f} tokens/s")  # fmt: skip
+    print(f"held-out loss {progress.before:.4f} -> {progress.best:.4f}")
