@@ -73,9 +73,9 @@ class _CrossEntropy(torch.autograd.Function):
         logits = ctx.saved_tensors[0]
         for part, target, loss, g in zip(*_slices(logits, *columns), strict=True):
             slope = part.to(grad.dtype)  # (rows, V)
-            # p = p(target) e^(z - z(target)): exact also where p(target) is near 1
+            # p = p(target) e^(z - z(target)), and p(target) - 1: exact also where it is near 0
             slope.sub_(slope.gather(-1, target)).sub_(loss).exp_()
-            slope.scatter_add_(-1, target, slope.new_full(target.shape, -1.0))
+            slope.scatter_(-1, target, torch.expm1(-loss))
             part.copy_(slope.mul_(g))
         return logits, None
 
