@@ -170,7 +170,7 @@ def _within(value: float, low: float, high: float, wanted: str) -> float:
 
 
 def pick(kind: type[T], flags: dict) -> T:
-    """A dataclass made of the flags that have its fields' names."""
+    """A dataclass made of the flags of its fields' names, all of which there must be."""
     return kind(**{field.name: flags[field.name] for field in dataclasses.fields(kind)})
 
 

@@ -78,11 +78,14 @@ class RunOptions:
 
 
 def load(family: Family, options: BaseOptions) -> Base:
-    """The base that the options ask for; what starts at random later is seeded here."""
+    """The base that the options ask for; all that starts at random is seeded here.
+
+    Errors: UserError for options that contradict each other or the checkpoint.
+    """
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     dtype = frozen_dtype(options.frozen_dtype, options.method, precision.dtype)
-    memory = reset_peak(device)
+    before = reset_peak(device)
     torch.manual_seed(options.seed)
     model, tokenizer, name = load_base(
         family, options.checkpoint, options.init, options.layers, options.tokenizer, dtype, device
@@ -91,7 +94,7 @@ def load(family: Family, options: BaseOptions) -> Base:
         options.attention, precision.dtype, device, options.max_length, model.config.head_dim
     )
     model.gradient_checkpointing = options.gradient_checkpointing
-    return Base(family, model, tokenizer, name, precision, memory)
+    return Base(family, model, tokenizer, name, precision, before)
 
 
 def load_base(
@@ -153,7 +156,8 @@ def begin(
     job: Job, loss_fn: LossFn, options: RunOptions, name: str, settings: dict
 ) -> Run | None:
     """Tells what is about to run and checks that it can; then makes (or takes up) the run's folder,
-    by default a fresh one of this name. None for a dry run, which ends here.
+    by default a fresh one of this name, and shows its first answers. None for a dry run, which ends
+    before that.
 
     Errors: preflight's and Run's.
     """
@@ -169,7 +173,6 @@ def begin(
     run = Run(folder, settings, options.resume, options.overwrite, options.wandb_project, identity,
               options.override)  # fmt: skip
     show_answers(job, "before")
-    reset_peak(job.base.precision.device)
     return run
 
 

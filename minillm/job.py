@@ -15,15 +15,15 @@ from minillm.precision import Precision
 
 @dataclass(frozen=True)
 class Base:
-    """A model as it was loaded, with its tokenizer, a name for it, and how it will compute;
-    `memory` is the MiB that the process held before."""
+    """A loaded model (which most methods change in place), its tokenizer, a name for it, and how it
+    computes; `held_before` are the MiB that the process held before."""
 
     family: Family
     model: nn.Module
     tokenizer: object
     name: str
     precision: Precision
-    memory: float
+    held_before: float
 
 
 @dataclass(frozen=True)

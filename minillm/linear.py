@@ -1,11 +1,11 @@
 """Linear layers whose products on a CPU are those of the faster library.
 
-PyTorch gives fp32 products on a CPU to MKL and those in 16 bits to oneDNN. Measured on 2 cores:
-on AMD (Zen 4) oneDNN is ahead in fp32 too, 1.2 to 2.5 times on 256 rows, twice on a single row,
-which is what decoding is. On Intel (AMX) MKL is at home: there only the forward of several rows is
-oneDNN's (a LoRA step of GPT-2 124M is 4 % ahead of MKL alone, 17 % of oneDNN alone), and a single
-row is PyTorch's matrix-vector product, ahead of oneDNN's by a fifth in fp32, by a quarter in bf16.
-`torch.backends.mkldnn.flags(enabled=False)` brings PyTorch's own choice back.
+PyTorch gives fp32 products on a CPU to MKL and those in 16 bits to oneDNN. Measured on GPT-2 124M's
+layers, 2 cores: on AMD (Zen 4) oneDNN is ahead in fp32 too, 1.2 to 2.5 times on 256 rows, twice on
+a single row, which is what decoding is. On Intel (AMX) MKL is at home: there only the forward of
+several rows is oneDNN's (an fp32 LoRA step is 4 % ahead of MKL alone, 17 % of oneDNN alone), and a
+single row is PyTorch's matrix-vector product (a token takes 27.5 -> 22.2 ms in fp32, 20.6 -> 16.1
+in bf16). `torch.backends.mkldnn.flags(enabled=False)` brings PyTorch's own choice back.
 
 oneDNN keeps a compiled product for each of the last 1,024 shapes it met, and texts of any length
 mean shapes without end: some MiB apiece for large matrices. Here it keeps 64. (Measured: a tiny
@@ -36,11 +36,11 @@ _PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b. Shapes: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
-    is_cpus = x.device.type == "cpu" and torch.backends.mkldnn.enabled and x.numel() > 0
-    is_plain = x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
-    if not (is_cpus and is_plain) or torch.compiler.is_compiling():
+    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.enabled and x.numel() > 0
+    as_is = x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
+    if not (on_cpu and as_is) or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
-    if is_intel() and is_single_row(x, weight):
+    if prefers_mkl() and is_single_row(x, weight) and _reads_fast(weight):
         row = x.flatten()  # (in,)
         out = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)  # (out,)
         return out.view(*x.shape[:-1], -1)  # (..., out)
@@ -50,13 +50,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @functools.cache
-def is_intel() -> bool:
-    """Whether the CPU is Intel's, where MKL takes its fast paths."""
+def prefers_mkl() -> bool:
+    """Whether PyTorch has MKL and the CPU is Intel's, where MKL takes its fast paths."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = platform.processor()
-    return "GenuineIntel" in text
+    return "GenuineIntel" in text and torch.backends.mkl.is_available()
+
+
+def _reads_fast(weight: Tensor) -> bool:
+    """Whether a matrix-vector product has a kernel of its own: in bf16 small matrices, and CPUs
+    without bf16, get a plain loop that rounds every product."""
+    if weight.dtype == torch.bfloat16:
+        return weight.numel() >= 2**16 and torch.cpu._is_avx512_bf16_supported()
+    return weight.dtype == torch.float32
 
 
 def is_single_row(x: Tensor, weight: Tensor) -> bool:
@@ -96,15 +104,18 @@ class _OneDNN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        times = torch.matmul if is_intel() else lambda a, b: _product(a, b.t())
         rows = grad.flatten(0, -2)  # (N, out)
-        dx = None if weight is None else times(grad, weight)  # (..., in)
-        dw = None if x is None else times(rows.t(), x.flatten(0, -2))  # (out, in)
+        dx = None if weight is None else _times(rows, weight).view(*grad.shape[:-1], -1)
+        dw = None if x is None else _times(rows.t(), x.flatten(0, -2))  # (out, in)
         return dx, dw, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _PRODUCT(x, weight, bias, "none", [], "")
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b if prefers_mkl() else _product(a, b.t())
 
 
 def compile_single_rows(model: nn.Module) -> None:

@@ -51,7 +51,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     PyTorch's own keeps the logits in fp32, their log-softmax and two gradients of that size; here
     backward turns the logits into their gradient in place, a few rows at a time, so nothing may
-    read them after it. Shapes: logits (N, V), targets (N,) int64 -> (N,).
+    read them after it. The targets' logits must be finite.
+
+    Shapes: logits (N, V), targets (N,) int64 -> (N,).
     """
     return _CrossEntropy.apply(logits, targets)
 
@@ -69,11 +71,12 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        columns = (x[:, None] for x in (ctx.saved_tensors[1], ctx.saved_tensors[2], grad))
-        logits = ctx.saved_tensors[0]
+        logits, targets, losses = ctx.saved_tensors
+        columns = (x[:, None] for x in (targets, losses, grad))
         for part, target, loss, g in zip(*_slices(logits, *columns), strict=True):
             slope = part.to(grad.dtype)  # (rows, V)
-            # p = p(target) e^(z - z(target)), and p(target) - 1: exact also where it is near 0
+            # p = p(target) e^(z - z(target)): two small numbers to round, where the logarithm of
+            # the row's sum is a large one
             slope.sub_(slope.gather(-1, target)).sub_(loss).exp_()
             slope.scatter_(-1, target, torch.expm1(-loss))
             part.copy_(slope.mul_(g))

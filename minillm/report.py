@@ -98,8 +98,8 @@ def show_memory(memory: dict) -> None:
 def conclude(
     job: Job, run: Run, progress: Progress, optimizer: torch.optim.Optimizer, peak: float
 ) -> None:
-    """Prints memory by category, speed and losses; the same numbers and the method's own line go
-    to summary.json."""
+    """Measures and prints memory by category, then speed and losses; the same numbers and the
+    method's own line go to summary.json."""
     memory, kept = account(job, optimizer, peak), run.folder / "summary.json"
     before = read_json(kept) if kept.exists() else {}
     if isinstance(before, dict) and before.get("steps") == progress.step:

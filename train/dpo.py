@@ -91,7 +91,8 @@ def main(argv=None) -> dict | None:
     base = finetune.load(FAMILIES[args.model], pick(BaseOptions, flags))
     method = MethodOptions.from_flags(flags)
     model, about = adapt(base.model, base.tokenizer, args.method, method)
-    context, options = model.config.max_seq_len, pick(DataOptions, flags)
+    context = model.config.max_seq_len
+    options = pick(DataOptions, flags)
     data = prepare_pairs(options, base.tokenizer, context)
     options = replace(options, batch_size=2 * options.batch_size)  # rows, two for each pair
     batches, held_out = finetune.make_batches(
@@ -108,7 +109,7 @@ def main(argv=None) -> dict | None:
     before = show_preferences(job, dpo, held_out, args.seed, "before")
     reset_peak(base.precision.device)
     progress, optimizer = train(model, dpo, batches, held_out, settings, base.precision, run)
-    peak = peak_mib(base.precision.device) - base.memory
+    peak = peak_mib(base.precision.device) - base.held_before
     finetune.keep(job, run, progress, args.keep_last)
     after = show_preferences(job, dpo, held_out, args.seed, "after")
     both = {"before": before, "after": after, "ln 2": math.log(2)}

@@ -14,7 +14,7 @@ from minillm.finetune import BaseOptions, DataOptions, RunOptions
 from minillm.flags import add_flags, parse
 from minillm.job import Job
 from minillm.losses import token_loss
-from minillm.memory import peak_mib
+from minillm.memory import peak_mib, reset_peak
 from minillm.report import conclude
 from minillm.training import TrainSettings, train
 
@@ -33,7 +33,8 @@ def main(argv=None) -> tuple[float, float] | None:
     base = finetune.load(FAMILY, pick(BaseOptions, flags))
     method = MethodOptions.from_flags(flags)
     model, about = adapt(base.model, base.tokenizer, args.method, method)
-    context, options = model.config.max_seq_len, pick(DataOptions, flags)
+    context = model.config.max_seq_len
+    options = pick(DataOptions, flags)
     data = finetune.prepare_data(options, base.tokenizer, context)
     batches, held_out = finetune.make_batches(data, options, base.tokenizer.pad_id, context)
     settings = TrainSettings.from_flags(flags)
@@ -43,8 +44,9 @@ def main(argv=None) -> tuple[float, float] | None:
     )
     if run is None:  # --dry-run
         return None
+    reset_peak(base.precision.device)
     progress, optimizer = train(model, token_loss, batches, held_out, settings, base.precision, run)
-    peak = peak_mib(base.precision.device) - base.memory
+    peak = peak_mib(base.precision.device) - base.held_before
     finetune.keep(job, run, progress, args.keep_last)
     conclude(job, run, progress, optimizer, peak)
     return progress.before, progress.best
