@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from minillm.cache import KVCache
 from minillm.errors import UserError
+from minillm.linear import pack, unpack
 from minillm.sampling import Sampling, penalize_repetition, random_streams, sample_next_token
 from minillm.text_stream import StopStrings
+
+LONG = 64  # tokens from which on a copy of the weights in oneDNN's layout pays (linear.py)
 
 
 class Step(NamedTuple):
@@ -88,7 +91,9 @@ def generate_steps(
     was_training = model.training
     model.eval()
     try:
-        for _ in range(max_new_tokens):
+        for n in range(max_new_tokens):
+            if n == 1 and cache is not None and max_new_tokens >= LONG:
+                pack(model)
             with torch.no_grad():
                 logits = next_logits(model, tokens, cache, left_pad, prompt)  # (B, V)
                 penalty = sampling.repetition_penalty
@@ -105,6 +110,7 @@ def generate_steps(
             if all(ended):
                 return
     finally:
+        unpack(model)
         model.train(was_training)
 
 

@@ -17,6 +17,7 @@ these variables yourself to keep more.
 import functools
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from minillm.errors import UserError
+from minillm.memory import MIB, free_mib
+from minillm.precision import has_native_bf16
 
 # read at the first product; PyTorch has a cache of its own in front of oneDNN's
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
@@ -32,13 +34,12 @@ for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 
 # what torch.compile itself calls on a CPU; PyTorch has no other door to oneDNN for dense fp32
 _PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b. Shapes: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
-    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.enabled and x.numel() > 0
-    as_is = x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
-    if not (on_cpu and as_is) or torch.compiler.is_compiling():
+    if not _has_choice(x, weight):
         return F.linear(x, weight, bias)
     if prefers_mkl() and is_single_row(x, weight) and _reads_fast(weight):
         row = x.flatten()  # (in,)
@@ -47,6 +48,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _PRODUCT and x.dtype == torch.float32 and x.dim() > 1:
         return _OneDNN.apply(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def _has_choice(x: Tensor, weight: Tensor) -> bool:
+    """Whether more than one library could compute it: on a CPU, in the dtype both have."""
+    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.enabled and x.numel() > 0
+    as_is = x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
+    return on_cpu and as_is and not torch.compiler.is_compiling()
 
 
 @functools.cache
@@ -118,42 +126,48 @@ def _times(a: Tensor, b: Tensor) -> Tensor:
     return a @ b if prefers_mkl() else _product(a, b.t())
 
 
-def compile_single_rows(model: nn.Module) -> None:
-    """Has the products of a single row, which decoding is made of, compiled for the model's shapes:
-    they then read the weights in one pass. For a CPU, where nothing needs a gradient; all other
-    products stay as they are.
-
-    Takes seconds, fewer the next time. Errors: UserError without a C++ compiler, or on a GPU.
+def pack(model: nn.Module) -> None:
+    """Has the model compute, until `unpack`, with copies of its weights in oneDNN's own layout: a
+    product of a few rows otherwise spends most of its time on bringing them there. On a CPU that
+    has room for the copies, nothing elsewhere; in bf16 the same bits.
     """
-    if next(model.parameters()).device.type != "cpu":
-        raise UserError("--compile: compiles a CPU's products of one row; leave it out on a GPU")
+    weight = next(model.parameters())
+    if weight.device.type != "cpu" or prefers_mkl() or not (_PRODUCT and _PACK):
+        return
+    if 2 * sum(p.nbytes for p in model.parameters()) > free_mib(weight.device) * MIB:
+        return
     for module in model.modules():
-        if hasattr(module, "product"):
-            module.product = single_row
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, 1, dtype=torch.int64))
-    except torch._dynamo.exc.BackendCompilerFailed as error:
-        reason = str(error).splitlines()[0][:100]
-        raise UserError(f"--compile: {reason}; install g++, or leave it out") from None
+        if hasattr(module, "product") and not isinstance(module.product, _Packed):
+            module.product = _Packed(module.product)
 
 
-def single_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear`, compiled where x is one row on a CPU that no gradient goes through, and that has
-    nothing faster."""
-    is_fast = prefers_mkl() and _reads_fast(weight)  # measured: a quarter ahead of the compiled one
-    if is_fast or not is_single_row(x, weight) or x.device.type != "cpu" or torch.is_grad_enabled():
-        return linear(x, weight, bias)
-    bias = bias if bias is None else bias.detach()
-    return _compiled()(x.flatten(), weight.detach(), bias).view(*x.shape[:-1], -1)  # (..., out)
+def unpack(model: nn.Module) -> None:
+    """Takes the copies away. Once or twice is the same."""
+    for module in model.modules():
+        if isinstance(getattr(module, "product", None), _Packed):
+            module.product = module.product.plain
 
 
-@functools.cache
-def _compiled():
-    return torch.compile(_dot, dynamic=True)  # once for all sizes
+class _Packed:
+    """A product with a copy of the first weight it meets. What the copy does not fit, another
+    weight, another dtype, gradients, is computed as before."""
+
+    def __init__(self, plain: Callable[..., Tensor]):
+        self.plain = plain
+        self.weight = self.version = self.copy = None
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if torch.is_grad_enabled() or x.dim() < 2 or not _has_choice(x, weight):
+            return self.plain(x, weight, bias)
+        if self.copy is None and _is_packable(weight):
+            self.weight, self.version, self.copy = weight, weight._version, _PACK(weight.detach())
+        if weight is not self.weight or weight._version != self.version:
+            return self.plain(x, weight, bias)
+        return _PRODUCT(x, self.copy, bias, "none", [], "")
 
 
-def _dot(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    out = (weight.to(wide) * x.to(wide)).sum(-1)  # (out,): one pass over the weights
-    return (out if bias is None else out + bias.to(wide)).to(x.dtype)
+def _is_packable(weight: Tensor) -> bool:
+    if weight.is_inference():  # nothing would tell of a change to it
+        return False
+    native = weight.dtype == torch.bfloat16 and has_native_bf16(weight.device)
+    return native or weight.dtype == torch.float32

@@ -56,7 +56,6 @@ def parse_args(argv=None):
         help="dtypes, with commas between (default: fp32, and bf16 where native)")  # fmt: skip
     add("--decode", type=several(positive), default=[64, 128], metavar="PROMPT,NEW",
         help="tokens of the prompt and to write (default: 64,128)")  # fmt: skip
-    add("--compile", action="store_true", help="minillm's single-row products compiled (a CPU's)")
     add("--contexts", type=several(positive), default=[32, 64, 128, 256, 512, 1000],
         help="lengths at which the cost of one more token is measured")  # fmt: skip
     add("--tokens", type=positive, default=256, help="training: tokens of a row")
@@ -136,8 +135,7 @@ def measure_decode(
     n_bytes = match.ours("decode_bytes", n_prompt + n_new // 2)
     of_limit = statistics.median(speeds["minillm"]) * n_bytes / limits["read"]
     rate = match.ours("prefill_flops", n_prompt) / limits["matmul"]
-    how = ", minillm compiled" if match.compile else ""
-    yield compare(f"decode {n_prompt} + {n_new}{how}", dtype, "tokens/s", speeds, of_limit)
+    yield compare(f"decode {n_prompt} + {n_new}", dtype, "tokens/s", speeds, of_limit)
     of_limit = 1000 * rate / statistics.median(first["minillm"])
     yield compare(f"first token after {n_prompt}", dtype, "ms", first, of_limit, less=True)
 
@@ -240,8 +238,7 @@ def main(argv=None) -> list[dict]:
             limits[dtype] = limit
             setup = Setup(
                 weights, args.layers, dtype, str(device), family.targets,
-                gradient_checkpointing=args.gradient_checkpointing, compile=args.compile,
-                pack=args.pack,
+                gradient_checkpointing=args.gradient_checkpointing, pack=args.pack,
             )  # fmt: skip
             if {"decode", "context"} & set(args.parts):
                 with Match(setup) as match:
@@ -250,7 +247,7 @@ def main(argv=None) -> list[dict]:
                     if "context" in args.parts:
                         rows += measure_contexts(match, dtype, args.contexts, 2, limit)
             for masked in (args.masked if "train" in args.parts else []):
-                with Match(replace(setup, compile=False)) as match:
+                with Match(setup) as match:
                     steps = training_rows(
                         args.data, args.tokenizer, family, masked, args.tokens, args.rows,
                         match.vocab_size,

@@ -13,12 +13,10 @@ import sys
 from minillm.cli import Parser
 from minillm.errors import UserError, friendly_errors
 from minillm.generate import generate_steps
-from minillm.linear import compile_single_rows
 from minillm.sampling import Sampling
 from minillm.text_stream import StopStrings, TextStream
 from tools.models import (
     add_adapted_model_flags,
-    add_compile_flag,
     add_sampling_flags,
     add_stop_flag,
     encode_prompt,
@@ -31,7 +29,6 @@ def parse_args(argv=None):
     add_adapted_model_flags(parser)
     add_sampling_flags(parser)
     add_stop_flag(parser)
-    add_compile_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -60,8 +57,6 @@ def main(argv=None) -> None:
         args.device, args.precision, args.force,
     )  # fmt: skip
     model.attention = args.attention
-    if args.compile:
-        compile_single_rows(model)
     stop = StopStrings(tokenizer, tuple(args.stop))
     print(f"{args.adapter or args.checkpoint or 'tiny-llama'}; Ctrl-D or /quit ends")
     if hasattr(sys.stdin, "reconfigure"):

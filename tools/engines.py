@@ -14,7 +14,6 @@ from minillm.attention import choose_attention
 from minillm.data.batches import Batches, Row
 from minillm.flops import training_flops
 from minillm.generate import generate_steps
-from minillm.linear import compile_single_rows
 from minillm.losses import IGNORED, token_loss
 from minillm.precision import choose_precision
 from minillm.sampling import Sampling
@@ -35,7 +34,6 @@ class Setup:
     alpha: float = 32
     lora_dropout: float = 0.05
     gradient_checkpointing: bool = False
-    compile: bool = False  # minillm's decoding
     pack: int | None = None  # minillm's training: tokens of a forward
 
 
@@ -52,8 +50,6 @@ class Ours:
         )
         self.model.eval()
         self.model.gradient_checkpointing = setup.gradient_checkpointing
-        if setup.compile:
-            compile_single_rows(self.model)
 
     def logits(self, tokens: list[int]) -> torch.Tensor:
         """(T, V) fp32 on the CPU: to see that both engines are the same model."""

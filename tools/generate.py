@@ -21,14 +21,12 @@ from minillm.cli import Parser, amount, positive
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_text
 from minillm.generate import generate_steps
-from minillm.linear import compile_single_rows
 from minillm.sampling import Sampling
 from minillm.text_stream import StopStrings, TextStream
 from tools.explain import explain
 from tools.models import (
     Stopwatch,
     add_adapted_model_flags,
-    add_compile_flag,
     add_sampling_flags,
     add_stop_flag,
     encode_prompt,
@@ -55,7 +53,6 @@ def parse_args(argv=None):
     parser.add_argument("--explain", type=positive, nargs="?", const=5, metavar="N",
         help="show at every step the N likeliest tokens (5), what each filter removed, and the "
         "choice")  # fmt: skip
-    add_compile_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -100,8 +97,6 @@ def main(argv=None) -> list[str]:
         args.device, args.precision, args.force,
     )  # fmt: skip
     model.attention = args.attention
-    if args.compile:
-        compile_single_rows(model)
     encoded = [encode_prompt(tokenizer, template, p, args.input) for p in prompts]
     rows = [tokens for tokens in encoded for _ in range(args.samples)]
     begun = prompts if template is None else [""] * len(prompts)  # what a text is shown after

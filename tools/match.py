@@ -84,7 +84,7 @@ class Match:
     """The engines on one setup, taking turns."""
 
     def __init__(self, setup: Setup):
-        self.dtype, self.compile = setup.dtype, setup.compile
+        self.dtype = setup.dtype
         self.device = torch.device(setup.device)
         self.workers = {name: Worker(name, setup) for name in installed()}
 

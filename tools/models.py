@@ -58,12 +58,6 @@ def _line_breaks(text: str) -> str:
     return text.replace("\\n", "\n")
 
 
-def add_compile_flag(parser: Parser) -> None:
-    """For tools that write one text after the other."""
-    parser.add_argument("--compile", action="store_true", help="faster decoding of a single text "
-        "on a CPU, after some seconds of compiling (needs g++)")  # fmt: skip
-
-
 def family_of(checkpoint: Path) -> Family:
     """The kind of model that a checkpoint holds, by its config.json; LLaMA if that does not say."""
     config = checkpoint / "config.json"

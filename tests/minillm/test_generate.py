@@ -9,6 +9,7 @@ from torch import nn
 from llama import Llama
 from minillm import add_lora, generate
 from minillm.errors import UserError
+from minillm.generate import LONG
 from minillm.text_stream import StopStrings
 from tests.conftest import MODELS, sharp, small_config
 
@@ -37,6 +38,12 @@ def test_a_row_does_not_depend_on_its_neighbours(model, settings):
     together = generate(model, PROMPTS, 15, **settings)
     assert together[0] == generate(model, PROMPTS[:1], 15, **settings)[0]
     assert together[:2] == generate(model, PROMPTS[:2], 15, **settings)
+
+
+def test_a_long_answer_begins_as_a_short_one(model):
+    """From LONG tokens on, the weights are packed for as long as it takes."""
+    long = generate(model, PROMPTS, LONG)
+    assert [row[: LONG - 1] for row in long] == generate(model, PROMPTS, LONG - 1)
 
 
 def test_two_calls_in_a_row_do_not_share_a_cache(model):

@@ -1,12 +1,10 @@
 """The products of a CPU, by whichever library: PyTorch's own, in values and gradients."""
 
-import shutil
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from minillm.linear import Linear, compile_single_rows, linear
+from minillm.linear import Linear, linear, pack, unpack
 from tests.conftest import MODELS
 
 INPUTS = {
@@ -93,14 +91,70 @@ def test_a_frozen_layer_keeps_no_input_for_backward():
     assert [t.shape for t in kept] == [layer.weight.shape]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["llama-gqa", "gpt2"])
-def test_compiled_single_rows_equal_plain_ones(kind, dtype, monkeypatch):
-    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: False)  # it has nothing to compile
-    model, token = MODELS[kind]().to(dtype).eval(), torch.tensor([[7]])
+@pytest.fixture
+def onednn(monkeypatch):
+    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: False)
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("n_rows", [1, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["llama-gqa", "gpt2", "phi"])
+def test_a_packed_model_computes_the_same(kind, dtype, n_rows):
+    model, tokens = MODELS[kind]().to(dtype).eval(), torch.tensor([[7]]).expand(n_rows, 1)
     with torch.no_grad():
-        plain = model(token)
-        compile_single_rows(model)
-        torch.testing.assert_close(model(token), plain)
+        plain = model(tokens)
+        pack(model)
+        packed = model(tokens)
+        unpack(model)
+        error = 1e-5 if dtype == torch.float32 else 0.0
+        torch.testing.assert_close(packed, plain, rtol=error, atol=error)
+        assert torch.equal(model(tokens), plain)
+
+
+def changed_in_place(layer):
+    layer.weight.add_(1.0)
+
+
+def replaced(layer):
+    layer.weight = torch.nn.Parameter(layer.weight + 1.0)
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("change", [changed_in_place, replaced])
+def test_a_weight_that_changed_after_it_was_packed_counts(change):
+    layer, x = Linear(64, 32), torch.randn(1, 64)
+    with torch.no_grad():
+        pack(layer)
+        layer(x)
+        change(layer)
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.usefixtures("onednn")
+def test_gradients_pass_a_packed_layer():
+    layer, x = Linear(64, 32), torch.randn(3, 64)
+    pack(layer)
+    with torch.no_grad():
+        layer(x)
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(32, 64))
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("shape", [(3, 20), (1, 20), (20,)])
+def test_shapes_that_do_not_fit_are_refused_by_a_packed_layer(shape):
+    layer = Linear(21, 33)
+    with torch.no_grad():
+        pack(layer)
+        layer(torch.randn(1, 21))
+        with pytest.raises(RuntimeError):
+            layer(torch.randn(shape))
+
+
+def test_nothing_is_packed_where_there_is_no_room(monkeypatch):
+    monkeypatch.setattr("minillm.linear.free_mib", lambda device: 0.01)
+    layer = Linear(64, 32)
+    product = layer.product
+    pack(layer)
+    assert layer.product is product
