@@ -41,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b. Shapes: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
     if not _has_choice(x, weight):
         return F.linear(x, weight, bias)
-    if prefers_mkl() and is_single_row(x, weight) and _reads_fast(weight):
+    if prefers_mkl() and _is_single_row(x, weight) and _reads_fast(weight):
         row = x.flatten()  # (in,)
         out = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)  # (out,)
         return out.view(*x.shape[:-1], -1)  # (..., out)
@@ -75,7 +75,7 @@ def _reads_fast(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def is_single_row(x: Tensor, weight: Tensor) -> bool:
+def _is_single_row(x: Tensor, weight: Tensor) -> bool:
     """Whether x (..., in) is one vector that the weight (out, in) fits."""
     return x.numel() == x.size(-1) == weight.size(1)
 
@@ -163,7 +163,7 @@ class _Packed:
             self.weight, self.version, self.copy = weight, weight._version, _PACK(weight.detach())
         if weight is not self.weight or weight._version != self.version:
             return self.plain(x, weight, bias)
-        return _PRODUCT(x, self.copy, bias, "none", [], "")
+        return _product(x, self.copy, bias)
 
 
 def _is_packable(weight: Tensor) -> bool:
