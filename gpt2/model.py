@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from minillm.attention import causal_attention, lay_out
 from minillm.cache import KVCache
 from minillm.config import check_sizes, find_preset
+from minillm.cross_entropy import cut_cross_entropy
 from minillm.errors import UserError
 from minillm.linear import Linear, linear
 
@@ -158,14 +159,16 @@ class GPT2(nn.Module):
         prompt: Tensor | None = None,
         logits_at: Tensor | None = None,
         segments: list[int] | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Next-token logits; the same path trains, generates without a cache and with one.
 
         Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
         (P, D) soft prompt put before the first token; logits_at (B, T) bool; segments the lengths
         of texts that stand side by side in T columns, each with positions and attention of its
-        own. Returns (B, T, V), or (N, V) for the N positions of logits_at. Advances the cache by
-        P + T columns. Errors: UserError when the columns exceed max_seq_len.
+        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; given the `targets` (N,)
+        there, the cross-entropy of each, (N,), of a frozen head. Advances the cache by P + T
+        columns. Errors: UserError when the columns exceed max_seq_len.
         """
         x = self.wte(tokens)  # (B, T, D)
         context = self.config.max_seq_len
@@ -184,6 +187,8 @@ class GPT2(nn.Module):
         if logits_at is not None:
             x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
         x = self.ln_f(x)
+        if targets is not None:
+            return cut_cross_entropy(x, self.head, targets)  # (N,): the logits are never whole
         if self.config.tied_head:
             return self.product(x, self.wte.weight)  # (..., V)
         return self.lm_head(x)  # (..., V)
@@ -192,6 +197,11 @@ class GPT2(nn.Module):
     def embedding(self) -> nn.Embedding:
         """The token embedding (V, D)."""
         return self.wte
+
+    @property
+    def head(self) -> nn.Module:
+        """The vocabulary projection: a layer of its own, or the token embedding."""
+        return self.wte if self.config.tied_head else self.lm_head
 
     @property
     def blocks(self) -> nn.ModuleList:

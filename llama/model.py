@@ -18,6 +18,7 @@ from llama.names import hf_names
 from minillm.attention import causal_attention, lay_out
 from minillm.cache import KVCache
 from minillm.config import check_sizes, find_preset
+from minillm.cross_entropy import cut_cross_entropy
 from minillm.errors import UserError
 from minillm.linear import Linear, linear
 from minillm.rope import rope_table
@@ -198,14 +199,16 @@ class Llama(nn.Module):
         prompt: Tensor | None = None,
         logits_at: Tensor | None = None,
         segments: list[int] | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Next-token logits; the same path trains, generates without a cache and with one.
 
         Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
         (P, D) soft prompt put before the first token; logits_at (B, T) bool; segments the lengths
         of texts that stand side by side in T columns, each with positions and attention of its
-        own. Returns (B, T, V), or (N, V) for the N positions of logits_at. Advances the cache by
-        P + T columns. Errors: UserError when the columns exceed max_seq_len.
+        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; given the `targets` (N,)
+        there, the cross-entropy of each, (N,), of a frozen head. Advances the cache by P + T
+        columns. Errors: UserError when the columns exceed max_seq_len.
         """
         x = self.tok_embeddings(tokens)  # (B, T, D)
         context = self.config.max_seq_len
@@ -223,6 +226,8 @@ class Llama(nn.Module):
         if logits_at is not None:
             x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
         x = self.norm(x)
+        if targets is not None:
+            return cut_cross_entropy(x, self.head, targets)  # (N,): the logits are never whole
         if self.config.tied_head:
             return self.product(x, self.tok_embeddings.weight)  # (..., V)
         return self.output(x)  # (..., V)
@@ -231,6 +236,11 @@ class Llama(nn.Module):
     def embedding(self) -> nn.Embedding:
         """The token embedding (V, D)."""
         return self.tok_embeddings
+
+    @property
+    def head(self) -> nn.Module:
+        """The vocabulary projection: a layer of its own, or the token embedding."""
+        return self.tok_embeddings if self.config.tied_head else self.output
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -29,8 +29,7 @@ def training_flops(model: nn.Module, tokens: int, supervised: int, rows: int) ->
     again = tokens * above if base.gradient_checkpointing else 0
     to_inputs = tokens * above + supervised * head * (above > 0)
     trained = sum(_matrices(block, only_trained=True) for block in base.blocks)
-    own_head = base.embedding if base.config.tied_head else base.get_submodule(base.HEAD)
-    to_weights = tokens * trained + supervised * head * _trains(own_head)
+    to_weights = tokens * trained + supervised * head * _trains(base.head)
     return 2.0 * (forward + again + to_inputs + to_weights)
 
 

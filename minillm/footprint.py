@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minillm.losses import IGNORED, cross_entropy
+from minillm.losses import IGNORED, question, to_losses
 from minillm.precision import Precision
 
 OUTSIDE = "outside"  # of all blocks
@@ -121,11 +121,11 @@ def _watch(
     with LiveTensors(model.parameters()) as live, _places(base.blocks, saved):
         for _ in range(min(2, accumulation_steps)):  # the second pass finds gradients in place
             saved.reset()
-            with torch.autograd.graph.saved_tensors_hooks(saved.keeper(live), _same):
-                with precision.autocast():
-                    logits = model(tokens, logits_at=at, segments=segments)  # (N, V)
-                    loss = cross_entropy(logits, targets).sum()
-                del logits
+            watch = torch.autograd.graph.saved_tensors_hooks(saved.keeper(live), _same)
+            with watch, precision.autocast():
+                out = model(tokens, **question(model, at, targets, segments))
+                loss = to_losses(out, targets).sum()
+            del out
             loss.backward()
             del loss
     gradients = _nbytes(p.grad for p in trained if p.grad is not None)

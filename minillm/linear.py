@@ -113,17 +113,20 @@ class _OneDNN(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)  # (N, out)
-        dx = None if weight is None else _times(rows, weight).view(*grad.shape[:-1], -1)
-        dw = None if x is None else _times(rows.t(), x.flatten(0, -2))  # (out, in)
+        dx = None if weight is None else matmul(rows, weight).view(*grad.shape[:-1], -1)
+        dw = None if x is None else matmul(rows.t(), x.flatten(0, -2))  # (out, in)
         return dx, dw, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a b of two matrices, without autograd."""
+    if a.dtype == torch.float32 and _PRODUCT and _has_choice(a, b) and not prefers_mkl():
+        return _product(a, b.t())
+    return a @ b
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _PRODUCT(x, weight, bias, "none", [], "")
-
-
-def _times(a: Tensor, b: Tensor) -> Tensor:
-    return a @ b if prefers_mkl() else _product(a, b.t())
 
 
 def pack(model: nn.Module) -> None:

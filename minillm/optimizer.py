@@ -4,6 +4,7 @@ Sources: Loshchilov & Hutter 2019 (AdamW), 2017 (cosine schedule); Micikevicius 
 scaling).
 """
 
+import inspect
 import math
 
 import torch
@@ -13,7 +14,18 @@ from minillm.errors import NumericError, UserError
 from minillm.progress import Progress, TrainSettings
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """torch.optim's own methods, without what wraps them for torch.compile: the first call of any
+    would import the compiler (820 modules, 60 MiB, a second)."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> AdamW:
     """AdamW over the trainable tensors; weight decay on matrices only. Errors: UserError if none
     is trainable."""
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -26,7 +38,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
         {"params": vectors, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    return AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:

@@ -69,18 +69,19 @@ def train(
     with deferred_signals() as asked, bar:
         while not ended:
             began = time.perf_counter()
-            losses, count, n_tokens, supervised, told = [], 0, 0, 0, Counter()
+            summed, count, n_tokens, supervised, told = 0.0, 0, 0, 0, Counter()
             for batch in batches.group(progress.step, settings.accumulation_steps):
                 batch = to_device(batch, precision.device)
                 with precision.autocast():
                     loss_sum, loss_count, *more = loss_fn(model, batch)
                 scaler.scale(loss_sum).backward()
-                losses.append(loss_sum.detach())
+                summed += float(loss_sum.detach())
+                del loss_sum  # kept, it would split the memory that backward has freed
                 count += int(loss_count)
                 n_tokens += count_tokens(batch)
                 supervised += count_labels(batch, loss_count)
                 told.update({k: float(v) for sums in more for k, v in sums.items()})
-            loss = float(torch.stack(losses).sum()) / max(1, count)
+            loss = summed / max(1, count)
             scaler.unscale_(optimizer)
             norm = average_and_clip(optimizer, count, settings.grad_clip)
             if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):

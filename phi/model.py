@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from minillm.attention import causal_attention, lay_out
 from minillm.cache import KVCache
 from minillm.config import check_sizes, find_preset
+from minillm.cross_entropy import cut_cross_entropy
 from minillm.errors import UserError
 from minillm.linear import Linear, linear
 from minillm.rope import rope_table
@@ -188,14 +189,16 @@ class Phi(nn.Module):
         prompt: Tensor | None = None,
         logits_at: Tensor | None = None,
         segments: list[int] | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Next-token logits; the same path trains, generates without a cache and with one.
 
         Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
         (P, D) soft prompt put before the first token; logits_at (B, T) bool; segments the lengths
         of texts that stand side by side in T columns, each with positions and attention of its
-        own. Returns (B, T, V), or (N, V) for the N positions of logits_at. Advances the cache by
-        P + T columns. Errors: UserError when the columns exceed max_seq_len.
+        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; given the `targets` (N,)
+        there, the cross-entropy of each, (N,), of a frozen head. Advances the cache by P + T
+        columns. Errors: UserError when the columns exceed max_seq_len.
         """
         x, context = self.embed_tokens(tokens), self.config.max_seq_len  # (B, T, D)
         x, columns = lay_out(x, prompt, cache, left_pad, context, segments)  # (B, P + T, D)
@@ -212,6 +215,8 @@ class Phi(nn.Module):
         if logits_at is not None:
             x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
         x = self.final_layernorm(x)
+        if targets is not None:
+            return cut_cross_entropy(x, self.head, targets)  # (N,): the logits are never whole
         if self.config.tied_head:
             return self.product(x, self.embed_tokens.weight)  # (..., V)
         return self.lm_head(x)  # (..., V)
@@ -220,6 +225,11 @@ class Phi(nn.Module):
     def embedding(self) -> nn.Embedding:
         """The token embedding (V, D)."""
         return self.embed_tokens
+
+    @property
+    def head(self) -> nn.Module:
+        """The vocabulary projection: a layer of its own, or the token embedding."""
+        return self.embed_tokens if self.config.tied_head else self.lm_head
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -104,22 +104,18 @@ class Ours:
     def decode_bytes(self, n_columns: int) -> int:
         """What writing one token has to read: every weight but embeddings' rows, and the cache."""
         read = sum(_nbytes(block) for block in self.model.blocks)
-        read += self._head().weight.nbytes
+        read += self.model.head.weight.nbytes
         return read + self.model.new_cache(1, n_columns).nbytes
 
     def prefill_flops(self, n_tokens: int) -> float:
         """Products with weights, of n tokens and one row of logits."""
         matrices = sum(p.numel() for p in self.model.blocks.parameters() if p.dim() == 2)
-        return 2.0 * (n_tokens * matrices + self._head().weight.numel())
+        return 2.0 * (n_tokens * matrices + self.model.head.weight.numel())
 
     def training_flops(self, rows: Sequence[Row]) -> float:
         """Of one optimizer step over the rows."""
         n_tokens = sum(len(row.tokens) - 1 for row in rows)
         return training_flops(self.model, n_tokens, count_labels(rows), len(rows))
-
-    def _head(self) -> nn.Module:
-        model = self.model
-        return model.embedding if model.config.tied_head else model.get_submodule(model.HEAD)
 
 
 def count_labels(rows: Sequence[Row]) -> int:

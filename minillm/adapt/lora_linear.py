@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minillm.dropout import Dropout
 from minillm.linear import Linear
 
 
@@ -54,7 +55,7 @@ class LoRALinear(Linear):
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, **like), False)
         self.lora_B = nn.Parameter(torch.empty(self.out_features, rank, **like), False)
         self.lora_scaling = alpha / rank
-        self.lora_dropout = nn.Dropout(dropout)
+        self.lora_dropout = Dropout(dropout)
         self._enabled = True
         # a list, so that nn.Module does not take the original for a parameter of its own
         self._set_aside: list[nn.Parameter] = []  # the original while a merged one stands in

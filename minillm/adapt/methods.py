@@ -76,8 +76,7 @@ def last_layer(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.
     tied = c.tied_head
     if tied and options.untie:
         untie_head(model)
-    head = model.embedding if model.config.tied_head else model.get_submodule(model.HEAD)
-    count = _train_only(model, {head.weight})
+    count = _train_only(model, {model.head.weight})
     if not tied:
         what = "the head"
     elif options.untie:

@@ -41,6 +41,11 @@ class Wrapped(nn.Module):
         self.model.attention = mode
 
     @property
+    def head(self) -> nn.Module:
+        """The model's own vocabulary projection."""
+        return self.model.head
+
+    @property
     def gradient_checkpointing(self) -> bool:
         """The model's own: whether each block is recomputed in backward."""
         return self.model.gradient_checkpointing
@@ -69,12 +74,13 @@ class SoftPrompt(Wrapped):
         prompt: Tensor | None = None,
         logits_at: Tensor | None = None,
         segments: list[int] | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """The model's logits of `tokens` after the trained rows; see the model's own forward."""
         if cache is None or cache.length == 0:
             table = self.table
             prompt = table if prompt is None else torch.cat((table, prompt.to(table.dtype)))
-        return self.model(tokens, cache, left_pad, prompt, logits_at, segments)
+        return self.model(tokens, cache, left_pad, prompt, logits_at, segments, targets)
 
     def new_cache(self, batch_size: int, max_len: int, dtype=None, device=None) -> KVCache:
         """The model's cache, with room for the trained rows as well."""
@@ -120,11 +126,12 @@ class PrefixTuning(Wrapped):
         prompt: Tensor | None = None,
         logits_at: Tensor | None = None,
         segments: list[int] | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """The model's logits of `tokens` after the prefix; see the model's own forward."""
         if cache is None:
             cache = PrefixCache(self.keys_and_values())
-        return self.model(tokens, cache, left_pad, prompt, logits_at, segments)
+        return self.model(tokens, cache, left_pad, prompt, logits_at, segments, targets)
 
     @torch.no_grad()
     def new_cache(self, batch_size: int, max_len: int, dtype=None, device=None) -> KVCache:

@@ -69,16 +69,22 @@ def test_weights_gradients_and_optimizer_state_are_their_numbers(kind):
     assert (found.gradients, found.optimizer) == (4 * trainable, 8 * trainable)
 
 
-@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("16-bit base", 2)])
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("autocast over fp32", 2)])
 def test_logits_are_those_of_labelled_positions_alone(precision, size):
-    assert measured("gpt2", precision).logits == 2 * 16 * 2048 * size
+    assert measured("gpt2", precision, "full").logits == 2 * 16 * 2048 * size
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_logits_of_a_frozen_head_are_not_kept(precision):
+    assert measured("gpt2", precision).logits == 0
 
 
 def test_autocast_over_fp32_copies_every_matrix_it_meets():
     model, how = prepared("llama-gqa", "autocast over fp32")
     matrices = {name: p for name, p in model.named_parameters() if p.dim() == 2}
-    # an embedding is looked up, not multiplied with; nothing needs a gradient below LoRA's first B
-    unmet = ("tok_embeddings", "layers.0.attention.wq.weight", "layers.0.attention.wk",
+    # an embedding is looked up, not multiplied with; a frozen head is met in slices and kept by
+    # nothing; nothing needs a gradient below LoRA's first B
+    unmet = ("tok_embeddings", "output", "layers.0.attention.wq.weight", "layers.0.attention.wk",
              "layers.0.attention.wv.weight", "layers.0.attention.wq.lora_A",
              "layers.0.attention.wv.lora_A")  # fmt: skip
     met = [p for name, p in matrices.items() if not name.startswith(unmet)]

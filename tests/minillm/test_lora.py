@@ -70,7 +70,7 @@ def test_forward_is_base_plus_scaled_product_of_the_dropped_input():
     torch.manual_seed(3)
     got = layer(x)
     torch.manual_seed(3)
-    dropped = nn.functional.dropout(x, 0.4)
+    dropped = layer.lora_dropout(x)
     want = x @ layer.weight.T + layer.bias + 2 * dropped @ layer.lora_A.T @ layer.lora_B.T
     torch.testing.assert_close(got, want)
 

@@ -1,0 +1,126 @@
+"""Cross-entropy of a vocabulary's logits at little memory: of whole logits, which become their own
+gradient, and of logits that never exist as a whole.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from minillm.linear import is_plain, linear, matmul
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target] of each row in fp32 (or better), at the memory of one (N, V).
+
+    PyTorch's own keeps the logits in fp32, their log-softmax and two gradients of that size; here
+    backward turns the logits into their gradient in place, a few rows at a time, so nothing may
+    read them after it. The targets' logits must be finite.
+
+    Shapes: logits (N, V), targets (N,) int64 -> (N,).
+    """
+    return _CrossEntropy.apply(logits, targets)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        losses = [F.cross_entropy(part.to(wide), target, reduction="none")
+                  for part, target in zip(*_rows(logits, targets), strict=True)]  # fmt: skip
+        losses = torch.cat(losses)  # (N,)
+        ctx.save_for_backward(logits, targets, losses)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        logits, targets, losses = ctx.saved_tensors
+        columns = (x[:, None] for x in (targets, losses, grad))
+        for part, target, loss, g in zip(*_rows(logits, *columns), strict=True):
+            slope = part.to(grad.dtype)  # (rows, V)
+            # p = p(target) e^(z - z(target)): two small numbers to round, where the logarithm of
+            # the row's sum is a large one
+            slope.sub_(slope.gather(-1, target)).sub_(loss).exp_()
+            slope.scatter_(-1, target, torch.expm1(-loss))
+            part.copy_(slope.mul_(g))
+        return logits, None
+
+
+def _rows(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Rows, a few at a time: on a CPU as many as stay in its cache."""
+    return [tensor.split(16 if tensor.device.type == "cpu" else 512) for tensor in tensors]
+
+
+def is_frozen_head(head: nn.Module | None) -> bool:
+    """Whether `cut_cross_entropy` fits: a plain projection, or a tied embedding, that no gradient
+    is asked of."""
+    known = isinstance(head, nn.Embedding) or (head is not None and is_plain(head))
+    return known and not any(p.requires_grad for p in head.parameters())
+
+
+def cut_cross_entropy(x: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    """cross_entropy of a frozen head's logits z = x W^T + b, of which only a slice of the
+    vocabulary exists at a time.
+
+    It is attention of x over the vocabulary, with the rows of W as keys and as values:
+    d loss / d x = sum_v softmax(z)_v W_v - W_target. So forward computes the gradient with the
+    loss, slice by slice, as flash attention does, and backward has nothing left to do but scale it.
+
+    Shapes: x (N, D), head.weight (V, D), targets (N,) int64 -> (N,). Sources: Wijmans et al. 2025
+    (cut cross-entropy; theirs computes the logits twice), Milakov & Gimelshein 2018 (the softmax
+    of a row that comes in slices).
+    """
+    return _CutCrossEntropy.apply(x, head.weight, getattr(head, "bias", None), targets[:, None])
+
+
+class _CutCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        device, wide = x.device.type, torch.promote_types(x.dtype, torch.float32)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        rows, place = x.to(dtype), targets  # (N, D), (N, 1)
+        top = x.new_full(targets.shape, float("-inf"), dtype=wide)  # (N, 1): largest logit so far
+        total = torch.zeros_like(top)  # sum of e^(z - top)
+        z_target = torch.zeros_like(top)
+        mean = torch.zeros_like(x, dtype=wide)  # (N, D): sum of e^(z - top) W without the target's
+        width = _slice_width(rows)
+        for part, b in zip(*_slices(weight, bias, width), strict=True):
+            part = part.to(dtype)  # (v, D)
+            z = linear(rows, part, b)  # (N, v)
+            p = z.to(wide)
+            at, here = place.clamp(0, len(part) - 1), (place >= 0) & (place < len(part))
+            z_target = torch.where(here, p.gather(1, at), z_target)
+            high = p.amax(1, keepdim=True)
+            torch.softmax(p, 1, out=p)
+            new_top = torch.maximum(top, high)
+            fade = torch.exp(top - new_top)
+            share = torch.exp(high - new_top) / p.amax(1, keepdim=True)  # this slice's of total
+            total = total * fade + share
+            if ctx.needs_input_grad[0]:
+                p.scatter_(1, at, p.gather(1, at).masked_fill(here, 0))
+                mean.mul_(fade).addcmul_(share, matmul(z.copy_(p), part))
+            top, place = new_top, place - len(part)
+        losses = (top - z_target) + total.log()  # (N, 1)
+        if ctx.needs_input_grad[0]:
+            # p(target) - 1 to the last digit where the model is sure
+            own = torch.expm1(-losses) * F.embedding(targets[:, 0], weight)
+            ctx.save_for_backward(mean.div_(total).add_(own))
+            ctx.dtype = x.dtype
+        return losses[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (dx,) = ctx.saved_tensors
+        return (dx * grad[:, None]).to(ctx.dtype), None, None, None
+
+
+def _slice_width(x: Tensor) -> int:
+    """Columns of a slice: on a CPU as many as stay in its cache."""
+    return max(1024, (2**19 if x.device.type == "cpu" else 2**24) // max(1, len(x)))
+
+
+def _slices(weight: Tensor, bias: Tensor | None, width: int) -> tuple[list, list]:
+    parts = weight.split(width)
+    return parts, [None] * len(parts) if bias is None else bias.split(width)
