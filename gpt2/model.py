@@ -166,8 +166,9 @@ class GPT2(nn.Module):
         Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
         (P, D) soft prompt put before the first token; logits_at (B, T) bool; segments the lengths
         of texts that stand side by side in T columns, each with positions and attention of its
-        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; given the `targets` (N,)
-        there, the cross-entropy of each, (N,), of a frozen head. Advances the cache by P + T
+        own. Returns (B, T, V), or (N, V) for the N positions of logits_at. A model whose head is
+        frozen may be given the tokens that those positions predict, `targets` (N,): then it
+        returns the cross-entropy of each, (N,), and no logits. Advances the cache by P + T
         columns. Errors: UserError when the columns exceed max_seq_len.
         """
         x = self.wte(tokens)  # (B, T, D)
@@ -188,7 +189,7 @@ class GPT2(nn.Module):
             x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
         x = self.ln_f(x)
         if targets is not None:
-            return cut_cross_entropy(x, self.head, targets)  # (N,): the logits are never whole
+            return cut_cross_entropy(x, self.vocabulary_head, targets)  # (N,)
         if self.config.tied_head:
             return self.product(x, self.wte.weight)  # (..., V)
         return self.lm_head(x)  # (..., V)
@@ -199,7 +200,7 @@ class GPT2(nn.Module):
         return self.wte
 
     @property
-    def head(self) -> nn.Module:
+    def vocabulary_head(self) -> nn.Module:
         """The vocabulary projection: a layer of its own, or the token embedding."""
         return self.wte if self.config.tied_head else self.lm_head
 

@@ -206,8 +206,9 @@ class Llama(nn.Module):
         Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
         (P, D) soft prompt put before the first token; logits_at (B, T) bool; segments the lengths
         of texts that stand side by side in T columns, each with positions and attention of its
-        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; given the `targets` (N,)
-        there, the cross-entropy of each, (N,), of a frozen head. Advances the cache by P + T
+        own. Returns (B, T, V), or (N, V) for the N positions of logits_at. A model whose head is
+        frozen may be given the tokens that those positions predict, `targets` (N,): then it
+        returns the cross-entropy of each, (N,), and no logits. Advances the cache by P + T
         columns. Errors: UserError when the columns exceed max_seq_len.
         """
         x = self.tok_embeddings(tokens)  # (B, T, D)
@@ -227,7 +228,7 @@ class Llama(nn.Module):
             x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
         x = self.norm(x)
         if targets is not None:
-            return cut_cross_entropy(x, self.head, targets)  # (N,): the logits are never whole
+            return cut_cross_entropy(x, self.vocabulary_head, targets)  # (N,)
         if self.config.tied_head:
             return self.product(x, self.tok_embeddings.weight)  # (..., V)
         return self.output(x)  # (..., V)
@@ -238,7 +239,7 @@ class Llama(nn.Module):
         return self.tok_embeddings
 
     @property
-    def head(self) -> nn.Module:
+    def vocabulary_head(self) -> nn.Module:
         """The vocabulary projection: a layer of its own, or the token embedding."""
         return self.tok_embeddings if self.config.tied_head else self.output
 

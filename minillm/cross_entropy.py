@@ -53,8 +53,8 @@ def _rows(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def is_frozen_head(head: nn.Module | None) -> bool:
-    """Whether `cut_cross_entropy` fits: a plain projection, or a tied embedding, that no gradient
-    is asked of."""
+    """Whether `cut_cross_entropy` fits: a plain projection, or a tied embedding, that is not
+    trained."""
     known = isinstance(head, nn.Embedding) or (head is not None and is_plain(head))
     return known and not any(p.requires_grad for p in head.parameters())
 
@@ -71,6 +71,7 @@ def cut_cross_entropy(x: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
     (cut cross-entropy; theirs computes the logits twice), Milakov & Gimelshein 2018 (the softmax
     of a row that comes in slices).
     """
+    assert is_frozen_head(head), "the head is trained: it needs cross_entropy, of its logits"
     return _CutCrossEntropy.apply(x, head.weight, getattr(head, "bias", None), targets[:, None])
 
 
@@ -79,17 +80,17 @@ class _CutCrossEntropy(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         device, wide = x.device.type, torch.promote_types(x.dtype, torch.float32)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        rows, place = x.to(dtype), targets  # (N, D), (N, 1)
+        rows, column = x.to(dtype), targets  # (N, D); the target's column in the slice, (N, 1)
         top = x.new_full(targets.shape, float("-inf"), dtype=wide)  # (N, 1): largest logit so far
         total = torch.zeros_like(top)  # sum of e^(z - top)
-        z_target = torch.zeros_like(top)
+        z_target = torch.full_like(top, float("nan"))  # and stays so for a target that is no token
         mean = torch.zeros_like(x, dtype=wide)  # (N, D): sum of e^(z - top) W without the target's
         width = _slice_width(rows)
         for part, b in zip(*_slices(weight, bias, width), strict=True):
             part = part.to(dtype)  # (v, D)
-            z = linear(rows, part, b)  # (N, v)
+            z = linear(rows, part, None if b is None else b.to(dtype))  # (N, v)
             p = z.to(wide)
-            at, here = place.clamp(0, len(part) - 1), (place >= 0) & (place < len(part))
+            at, here = column.clamp(0, len(part) - 1), (column >= 0) & (column < len(part))
             z_target = torch.where(here, p.gather(1, at), z_target)
             high = p.amax(1, keepdim=True)
             torch.softmax(p, 1, out=p)
@@ -100,10 +101,10 @@ class _CutCrossEntropy(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 p.scatter_(1, at, p.gather(1, at).masked_fill(here, 0))
                 mean.mul_(fade).addcmul_(share, matmul(z.copy_(p), part))
-            top, place = new_top, place - len(part)
+            top, column = new_top, column - len(part)
         losses = (top - z_target) + total.log()  # (N, 1)
         if ctx.needs_input_grad[0]:
-            # p(target) - 1 to the last digit where the model is sure
+            # p(target) - 1, as exact as the loss where the model is sure
             own = torch.expm1(-losses) * F.embedding(targets[:, 0], weight)
             ctx.save_for_backward(mean.div_(total).add_(own))
             ctx.dtype = x.dtype
@@ -117,7 +118,8 @@ class _CutCrossEntropy(torch.autograd.Function):
 
 
 def _slice_width(x: Tensor) -> int:
-    """Columns of a slice: on a CPU as many as stay in its cache."""
+    """Columns of a slice: fewer than 1,024 make slow products; of more, what keeps a slice in
+    fp32 at 2 MiB on a CPU (its cache), 64 MiB on a GPU (where more rows are products enough)."""
     return max(1024, (2**19 if x.device.type == "cpu" else 2**24) // max(1, len(x)))
 
 

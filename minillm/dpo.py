@@ -40,14 +40,15 @@ def without_lora(model: nn.Module) -> Iterator[nn.Module]:
 class DPO:
     """The objective, for `train`: batches hold pairs, the better answer in the even rows.
 
-    The reference is the model itself with LoRA switched off; without LoRA, a frozen copy made
-    now. Units: log-probabilities of whole answers, EOS included, in nats.
+    The reference is the model itself with LoRA switched off; without LoRA, a copy made now (not
+    marked as frozen: it has to compute as the model does for both to begin equal). Units:
+    log-probabilities of whole answers, EOS included, in nats.
     """
 
     def __init__(self, model: nn.Module, beta: float):
         self.beta = beta
         has_lora = any(isinstance(m, LoRALinear) and m.is_lora() for m in model.modules())
-        self.copy = None if has_lora else copy.deepcopy(model).eval().requires_grad_(False)
+        self.copy = None if has_lora else copy.deepcopy(model).eval()
 
     def __call__(self, model: nn.Module, batch: tuple) -> tuple[Tensor, Tensor, dict]:
         """Summed loss, number of pairs, and the sums of `margin` and `accuracy`.

@@ -12,8 +12,8 @@ STEPS = 2**16  # of the rate: an element takes 16 bits, and four elements a rand
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout; on a CPU its rate is rounded to a multiple of 2^-16, and what is kept grows by
-    as much as is dropped."""
+    """nn.Dropout; on a CPU its rate is rounded to a multiple of 2^-16 (and what is kept is scaled
+    by 1 / (1 - the rounded rate), so that means are exact)."""
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = round(self.p * STEPS)

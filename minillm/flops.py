@@ -29,7 +29,7 @@ def training_flops(model: nn.Module, tokens: int, supervised: int, rows: int) ->
     again = tokens * above if base.gradient_checkpointing else 0
     to_inputs = tokens * above + supervised * head * (above > 0)
     trained = sum(_matrices(block, only_trained=True) for block in base.blocks)
-    to_weights = tokens * trained + supervised * head * _trains(base.head)
+    to_weights = tokens * trained + supervised * head * _trains(base.vocabulary_head)
     return 2.0 * (forward + again + to_inputs + to_weights)
 
 

@@ -43,14 +43,17 @@ def supervision(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, di
     return targets[at], question(model, at, targets[at], getattr(batch, "segments", None))
 
 
-def question(model: nn.Module, at: Tensor, targets: Tensor, segments: list[int] | None) -> dict:
-    """What to call the model with: the positions `at` that predict the targets (N,); of a packed
-    batch, where its texts stand; and the targets themselves if its head is frozen, for then it
-    can tell their losses without the logits."""
+def question(
+    model: nn.Module, at: Tensor | tuple[Tensor, Tensor], targets: Tensor,
+    segments: list[int] | None,
+) -> dict:  # fmt: skip
+    """What to call the model with: the positions `at` (a mask, or rows and columns) that predict
+    the targets (N,); of a packed batch, where its texts stand; and the targets themselves if the
+    model has a `vocabulary_head` that is frozen, for then it tells their losses without logits."""
     asked = {"logits_at": at}
     if segments is not None:
         asked["segments"] = segments
-    if is_frozen_head(getattr(model, "head", None)):
+    if is_frozen_head(getattr(model, "vocabulary_head", None)):
         asked["targets"] = targets
     return asked
 

@@ -76,7 +76,7 @@ def train(
                     loss_sum, loss_count, *more = loss_fn(model, batch)
                 scaler.scale(loss_sum).backward()
                 summed += float(loss_sum.detach())
-                del loss_sum  # kept, it would split the memory that backward has freed
+                del loss_sum  # kept, it would lie amid the memory that backward has freed
                 count += int(loss_count)
                 n_tokens += count_tokens(batch)
                 supervised += count_labels(batch, loss_count)

@@ -39,6 +39,17 @@ def test_logits_equal_the_cpus(model):
     torch.testing.assert_close(on_gpu, model.cpu()(tokens), atol=1e-9, rtol=0)
 
 
+def test_losses_without_logits_equal_the_cpus(model):
+    """A frozen head's, in slices of the vocabulary, and their gradient."""
+    tokens, found = torch.randint(0, 2048, (2, 40)), []
+    for device in ("cuda", "cpu"):
+        model.double().to(device).zero_grad()
+        loss, _ = token_loss(model, (tokens.to(device), tokens.to(device)))
+        loss.backward()
+        found.append([x.detach().cpu() for x in (loss, model.layers[0].attention.wq.lora_A.grad)])
+    torch.testing.assert_close(*found, atol=1e-9, rtol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_base_waits_in_host_memory_and_comes_back_bit_identical(model, dtype):
     layer = model.to(dtype).layers[0].attention.wq

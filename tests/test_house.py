@@ -76,3 +76,19 @@ def test_importing_the_engine_imports_no_plotting_and_no_peer():
     code = "import gpt2, llama, minillm, sys; print(*{m.split('.')[0] for m in sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(out.stdout.split()) & (PEERS | {"matplotlib", "huggingface_hub"})
+
+
+def test_a_training_step_does_not_import_the_compiler():
+    """PyTorch's own AdamW does, at its first call: 820 modules, 60 MiB, a second."""
+    code = (
+        "import sys, torch\n"
+        "from minillm.optimizer import AdamW\n"
+        "p = torch.ones(3, requires_grad=True)\n"
+        "optimizer = AdamW([p], fused=True)\n"
+        "p.sum().backward()\n"
+        "optimizer.step()\n"
+        "optimizer.zero_grad()\n"
+        "optimizer.load_state_dict(optimizer.state_dict())\n"
+        "assert p[0] < 1 and 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

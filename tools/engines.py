@@ -104,13 +104,13 @@ class Ours:
     def decode_bytes(self, n_columns: int) -> int:
         """What writing one token has to read: every weight but embeddings' rows, and the cache."""
         read = sum(_nbytes(block) for block in self.model.blocks)
-        read += self.model.head.weight.nbytes
+        read += self.model.vocabulary_head.weight.nbytes
         return read + self.model.new_cache(1, n_columns).nbytes
 
     def prefill_flops(self, n_tokens: int) -> float:
         """Products with weights, of n tokens and one row of logits."""
         matrices = sum(p.numel() for p in self.model.blocks.parameters() if p.dim() == 2)
-        return 2.0 * (n_tokens * matrices + self.model.head.weight.numel())
+        return 2.0 * (n_tokens * matrices + self.model.vocabulary_head.weight.numel())
 
     def training_flops(self, rows: Sequence[Row]) -> float:
         """Of one optimizer step over the rows."""

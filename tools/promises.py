@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 from minillm.adapt.lora_linear import LoRALinear
 from minillm.adapt.prompts import Wrapped
+from minillm.cross_entropy import is_frozen_head
 from minillm.data.batches import Batches, Row
 from minillm.generate import generate
-from minillm.losses import IGNORED, token_loss
+from minillm.losses import IGNORED, supervision, to_losses, token_loss
 from minillm.peft_format import load_adapter, save_adapter
 from minillm.peft_lora import lora_layers
 from minillm.precision import DTYPES, Precision
 from minillm.progress import load_trainable, trainable_state
 from minillm.runs import Run
-from minillm.training import TrainSettings, train
+from minillm.training import TrainSettings, to_device, train
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,23 @@ def packed(subject: Subject) -> float:
         return distance(gradient(subject, 1, pack=3 * subject.length), gradient(subject, 1))
 
 
+def cut(subject: Subject) -> float:
+    """The losses of a frozen head, taken without the logits, and their gradient, as with them."""
+    model = subject.model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    batch = next(iter(Batches(subject.rows(), 8, 0, 0, model.config.max_seq_len)))
+    batch = to_device(batch, subject.device)
+    targets, told = supervision(model, batch)
+    asked_for_logits = {name: value for name, value in told.items() if name != "targets"}
+    found = []
+    with dropout(model, 0.0):
+        for where in (asked_for_logits | {"targets": targets}, asked_for_logits):
+            losses = to_losses(model(batch[0][:, :-1], **where), targets)  # (N,)
+            grads = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+            found.append((losses, torch.cat([g.flatten() for g in grads if g is not None])))
+    return max(distance(without, with_) for without, with_ in zip(*found, strict=True))
+
+
 def checkpointed(subject: Subject) -> float:
     """The gradient with blocks recomputed in backward as without, dropout on."""
     found = []
@@ -277,6 +295,11 @@ def needs_no_prompt(subject: Subject) -> str | None:
     return "samples with a soft prompt or prefix are not packed" if wrapped else None
 
 
+def needs_frozen_head(subject: Subject) -> str | None:
+    """Why losses are taken from logits."""
+    return None if is_frozen_head(subject.model.vocabulary_head) else "the head is trained"
+
+
 def needs_peers(subject: Subject) -> str | None:
     """Why there is nothing to compare with."""
     import importlib.util
@@ -312,6 +335,7 @@ PROMISES = {
     ),
     "accumulation": Promise(accumulation, "a step of 1 x 8 samples = 8 x 1"),
     "packed": Promise(packed, "packed samples = apart", applies=needs_no_prompt),
+    "cut": Promise(cut, "losses of a frozen head without logits = with", applies=needs_frozen_head),
     "checkpointed": Promise(checkpointed, "gradients of recomputed blocks = plain, dropout on"),
     "resumed": Promise(resumed, "a resumed run = one never stopped", True, False),
     "saved": Promise(saved, "load(save(x)) = x, base and adapter", True, False),

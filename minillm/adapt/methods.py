@@ -76,7 +76,7 @@ def last_layer(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.
     tied = c.tied_head
     if tied and options.untie:
         untie_head(model)
-    count = _train_only(model, {model.head.weight})
+    count = _train_only(model, {model.vocabulary_head.weight})
     if not tied:
         what = "the head"
     elif options.untie:

@@ -41,9 +41,9 @@ class Wrapped(nn.Module):
         self.model.attention = mode
 
     @property
-    def head(self) -> nn.Module:
+    def vocabulary_head(self) -> nn.Module:
         """The model's own vocabulary projection."""
-        return self.model.head
+        return self.model.vocabulary_head
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -76,7 +76,7 @@ class SoftPrompt(Wrapped):
         segments: list[int] | None = None,
         targets: Tensor | None = None,
     ) -> Tensor:
-        """The model's logits of `tokens` after the trained rows; see the model's own forward."""
+        """The model's answer to `tokens` after the trained rows; see the model's own forward."""
         if cache is None or cache.length == 0:
             table = self.table
             prompt = table if prompt is None else torch.cat((table, prompt.to(table.dtype)))
@@ -128,7 +128,7 @@ class PrefixTuning(Wrapped):
         segments: list[int] | None = None,
         targets: Tensor | None = None,
     ) -> Tensor:
-        """The model's logits of `tokens` after the prefix; see the model's own forward."""
+        """The model's answer to `tokens` after the prefix; see the model's own forward."""
         if cache is None:
             cache = PrefixCache(self.keys_and_values())
         return self.model(tokens, cache, left_pad, prompt, logits_at, segments, targets)

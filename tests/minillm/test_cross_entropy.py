@@ -152,8 +152,8 @@ def test_a_frozen_head_changes_no_loss_and_no_gradient(kind, method, tokenizer):
     labels = torch.where(torch.rand(2, 40) < 0.5, tokens, -100)
     found = []
     for trains_head in (False, True):
-        model.head.requires_grad_(trains_head)
-        assert is_frozen_head(model.head) != trains_head
+        model.vocabulary_head.requires_grad_(trains_head)
+        assert is_frozen_head(model.vocabulary_head) != trains_head
         loss, count = token_loss(model, (tokens, labels))
         loss.backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -169,22 +169,32 @@ def test_a_frozen_head_changes_no_loss_and_no_gradient(kind, method, tokenizer):
 def test_a_head_with_lora_is_not_cut():
     model = MODELS["phi"]()
     adapt(model, None, "lora", MethodOptions(targets=("lm_head",), rank=4))
-    assert not is_frozen_head(model.head)
+    assert not is_frozen_head(model.vocabulary_head)
+    with pytest.raises(AssertionError, match="the head is trained"):
+        cut_cross_entropy(torch.randn(3, 32), model.vocabulary_head, torch.tensor([1, 2, 3]))
 
 
-def test_a_model_that_knows_no_head_is_asked_for_its_logits():
+@pytest.mark.parametrize("wrong", [-100, 300])
+def test_the_loss_of_what_is_no_token_is_no_number(wrong):
+    head = frozen_head(300, torch.float32)
+    losses = cut_cross_entropy(torch.randn(2, 48), head, torch.tensor([5, wrong]))
+    assert losses.isfinite().tolist() == [True, False]
+
+
+def test_a_model_without_a_vocabulary_head_is_asked_for_its_logits():
     class Bigrams(nn.Module):
         """The call of the engine's contract, and nothing else."""
 
         def __init__(self):
             super().__init__()
-            self.table = nn.Embedding(50, 50)
+            self.table = nn.Embedding(50, 8)
+            self.head = nn.Linear(8, 50).requires_grad_(False)
 
-        def forward(self, tokens, logits_at=None):
-            return self.table(tokens)[logits_at]
+        def forward(self, tokens, logits_at=...):
+            return self.head(self.table(tokens))[logits_at]
 
     model, tokens = Bigrams(), torch.randint(50, (2, 9))
     loss, count = token_loss(model, (tokens, tokens))
-    expected = F.cross_entropy(model.table(tokens[:, :-1]).mT, tokens[:, 1:], reduction="sum")
+    expected = F.cross_entropy(model(tokens[:, :-1]).mT, tokens[:, 1:], reduction="sum")
     assert int(count) == 16
     torch.testing.assert_close(loss, expected)

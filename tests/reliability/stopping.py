@@ -413,7 +413,7 @@ def a9(t: Table) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports what each run would import
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports what preflight would import
     table = Table(Path(sys.argv[1]), float(sys.argv[2]))
     rows = {row.__name__: row for row in (a1, a2, a3, a4, a5, a6, a7, a8, a9)}
     for row in [rows[name] for name in sys.argv[3:] or rows]:
