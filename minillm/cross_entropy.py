@@ -95,8 +95,9 @@ class _CutCrossEntropy(torch.autograd.Function):
             high = p.amax(1, keepdim=True)
             torch.softmax(p, 1, out=p)
             new_top = torch.maximum(top, high)
-            fade = torch.exp(top - new_top)
-            share = torch.exp(high - new_top) / p.amax(1, keepdim=True)  # this slice's of total
+            fade = torch.exp(top - new_top)  # what was summed so far is now relative to new_top
+            # the slice's sum of e^(z - new_top): its largest p is 1 / sum of e^(z - high)
+            share = torch.exp(high - new_top) / p.amax(1, keepdim=True)
             total = total * fade + share
             if ctx.needs_input_grad[0]:
                 p.scatter_(1, at, p.gather(1, at).masked_fill(here, 0))
