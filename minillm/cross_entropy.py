@@ -2,6 +2,8 @@
 gradient, and of logits that never exist as a whole.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -124,6 +126,7 @@ def _slice_width(x: Tensor) -> int:
     return max(1024, (2**19 if x.device.type == "cpu" else 2**24) // max(1, len(x)))
 
 
-def _slices(weight: Tensor, bias: Tensor | None, width: int) -> tuple[list, list]:
+def _slices(weight: Tensor, bias: Tensor | None, width: int) -> tuple[Sequence, Sequence]:
+    """Rows of W and what of b goes with them."""
     parts = weight.split(width)
     return parts, [None] * len(parts) if bias is None else bias.split(width)
