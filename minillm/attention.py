@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from minillm.cache import KVCache
 from minillm.errors import UserError
@@ -30,19 +31,14 @@ def causal_attention(
     if isinstance(mask, list):
         segments = zip(*(x.split(mask, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([causal_attention(*qkv, None, mode, dropout) for qkv in segments], 1)
-    if mode == "sdpa":
-        causal = mask is None and q.size(2) > 1
-        grouped = q.size(1) != k.size(1)
-        out = F.scaled_dot_product_attention(
-            q, k, v, mask, dropout, is_causal=causal, enable_gqa=grouped
-        )
+    if mode == "sdpa" and _is_slow_backwards(q, k, dropout):
+        out = _FusedForward.apply(q, k, v, mask)
+    elif mode == "sdpa":
+        out = _fused(q, k, v, mask, dropout)
     else:
         assert mode == "explicit", f"attention is {mode!r}; choose sdpa or explicit"
-        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # (B, H, S, Dh)
-        v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)  # (B, H, S, Dh)
-        if mask is None:
-            mask = causal_mask(k.size(2) - q.size(2), q.size(2), q.device)
-        hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+        k, v = _for_every_head(k, q), _for_every_head(v, q)  # (B, H, S, Dh)
+        hidden = _hidden_columns(q, k, mask)
         scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)  # (B, H, T, S)
         scores = scores + hidden  # a sum needs nothing in backward, filling in would
         weights = torch.softmax(scores, -1)  # sums in fp32 inside, also of 16-bit scores
@@ -50,17 +46,59 @@ def causal_attention(
     return out.transpose(1, 2).flatten(2)  # (B, T, H * Dh)
 
 
-def choose_attention(
-    name: str, dtype: torch.dtype, device: torch.device, n_columns: int, head_dim: int
-) -> str:
-    """The mode to train in, for texts of up to so many columns. "auto" is PyTorch's fused kernel,
-    but on a CPU in 16 bits the explicit products where they are faster: a step of GPT-2 124M at 128
-    to 512 columns takes 8 to 13 % less, one of tiny-gpt2 40 %; heads of 128 and fp32 gain nothing,
-    and the weights are kept for backward."""
-    if name != "auto":
-        return name
-    is_small = n_columns <= 512 and head_dim <= 64
-    return "explicit" if is_small and device.type == "cpu" and dtype.itemsize == 2 else "sdpa"
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    causal = mask is None and q.size(2) > 1
+    grouped = q.size(1) != k.size(1)
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, dropout, is_causal=causal, enable_gqa=grouped
+    )
+
+
+def _for_every_head(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values (B, K, S, Dh), each repeated for the query heads that share it."""
+    return x if x.size(1) == q.size(1) else x.repeat_interleave(q.size(1) // x.size(1), dim=1)
+
+
+def _hidden_columns(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """What scores are raised by, (T, S) or (B, 1, T, S): 0 where a query may look, else -inf."""
+    if mask is None:
+        n_new, n_columns = q.size(2), k.size(2)
+        return q.new_full((n_new, n_columns), float("-inf")).triu(n_columns - n_new + 1)
+    return torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+
+
+def _is_slow_backwards(q: Tensor, k: Tensor, dropout: float) -> bool:
+    """Whether the fused kernel's backward is slower than the products spelled out: on a CPU in 16
+    bits, where the weights of a head are small (forward and backward of GPT-2 124M's attention at
+    256 columns take 3.7 -> 2.7 ms, at 512 9.5 -> 8.3, at 1,024 25.6 -> 34)."""
+    on_cpu = q.device.type == "cpu" and q.dtype.itemsize == 2 and torch.is_grad_enabled()
+    return on_cpu and dropout == 0 and k.size(2) <= 512
+
+
+class _FusedForward(torch.autograd.Function):
+    """The fused kernel forwards, the explicit products backwards, where the weights are computed
+    again: no (B, H, T, S) is kept. The gradients are those of the explicit path."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        return _fused(q, k, v, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mask = ctx.saved_tensors
+        n_keys, scale = k.size(1), 1 / math.sqrt(q.size(-1))
+        hidden, q = _hidden_columns(q, k, mask), q * scale
+        k, v = _for_every_head(k, q), _for_every_head(v, q)  # (B, H, S, Dh)
+        weights = torch.softmax((q @ k.transpose(-2, -1)).add_(hidden), -1)  # (B, H, T, S)
+        dv = weights.transpose(-2, -1) @ grad
+        slope = grad @ v.transpose(-2, -1)  # of the weights, then of the scores
+        slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype)
+        dq, dk = slope @ k * scale, slope.transpose(-2, -1) @ q
+        if n_keys < q.size(1):
+            dk, dv = (x.unflatten(1, (n_keys, -1)).sum(2) for x in (dk, dv))  # (B, K, S, Dh)
+        return dq, dk, dv, None
 
 
 class Columns(NamedTuple):

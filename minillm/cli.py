@@ -109,7 +109,7 @@ def _dashes(word: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def add_model_flags(parser: Parser, trains: bool = False) -> argparse._ArgumentGroup:
+def add_model_flags(parser: Parser) -> argparse._ArgumentGroup:
     """The flags of every script that loads a model; returns their group, for its own."""
     group = parser.add_argument_group("model")
     add = group.add_argument
@@ -118,10 +118,8 @@ def add_model_flags(parser: Parser, trains: bool = False) -> argparse._ArgumentG
         "it is downloaded (default: the bundled tiny model)")  # fmt: skip
     add("--layers", type=positive, help="keep only the first N layers (the others are not read)")
     add("--tokenizer", help="tokenizer file, where the checkpoint has none beside it")
-    add("--attention", choices=["auto", "sdpa", "explicit"] if trains else ["sdpa", "explicit"],
-        default="auto" if trains else "sdpa",
-        help="fused kernel, or scores, mask, softmax one by one: for the debugger"
-        + ("; auto takes what is faster" if trains else ""))  # fmt: skip
+    add("--attention", choices=["sdpa", "explicit"], default="sdpa",
+        help="fused kernel, or scores, mask, softmax one by one: for the debugger")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return group
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from minillm.adapt.methods import METHODS
-from minillm.attention import choose_attention
 from minillm.checkpoint import check_tokenizer, empty_model, materialize
 from minillm.data.batches import Batches, encode_samples
 from minillm.data.tasks import TASKS
@@ -90,9 +89,7 @@ def load(family: Family, options: BaseOptions) -> Base:
     model, tokenizer, name = load_base(
         family, options.checkpoint, options.init, options.layers, options.tokenizer, dtype, device
     )
-    model.attention = choose_attention(
-        options.attention, precision.dtype, device, options.max_length, model.config.head_dim
-    )
+    model.attention = options.attention
     model.gradient_checkpointing = options.gradient_checkpointing
     return Base(family, model, tokenizer, name, precision, before)
 

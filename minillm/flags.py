@@ -15,7 +15,7 @@ from minillm.precision import DTYPES
 def add_flags(parser: Parser, targets: str, lr: float) -> None:
     """The flags that every fine-tuning script takes; `targets` (of LoRA) and `lr` are the script's
     defaults."""
-    add = add_model_flags(parser, trains=True).add_argument
+    add = add_model_flags(parser).add_argument
     add("--init", metavar="PRESET", help="random weights of a published size: gpt2, llama-2-7b")
     add = parser.add_argument_group("data").add_argument
     add("--task", choices=[*TASKS], default="alpaca", help="what the data is")

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from minillm import add_lora, generate, mark_only_lora_as_trainable
-from minillm.attention import choose_attention
 from minillm.errors import UserError
 from minillm.losses import token_loss
 from tests.conftest import MODELS
@@ -141,17 +140,3 @@ def test_at_most_seven_of_our_frames_lead_to_the_softmax(monkeypatch, kind):
     rows, precision = [Row(torch.arange(5), torch.arange(5))], choose_precision("fp32", "cpu")
     train(model, token_loss, Batches(rows, 1, 0), None, TrainSettings(), precision)
     assert seen and all(len(frames) <= 5 for frames in seen)
-
-
-@pytest.mark.parametrize(("wanted", "case"), [
-    ("explicit", ("auto", torch.bfloat16, "cpu", 512, 64)),
-    ("sdpa", ("auto", torch.float32, "cpu", 512, 64)),
-    ("sdpa", ("auto", torch.bfloat16, "cpu", 513, 64)),
-    ("sdpa", ("auto", torch.bfloat16, "cpu", 512, 128)),
-    ("sdpa", ("auto", torch.bfloat16, "cuda", 512, 64)),
-    ("sdpa", ("sdpa", torch.bfloat16, "cpu", 512, 64)),
-    ("explicit", ("explicit", torch.float32, "cuda", 4096, 128)),
-])  # fmt: skip
-def test_auto_attention_is_explicit_only_for_short_narrow_16_bit_rows_on_a_cpu(wanted, case):
-    name, dtype, device, *sizes = case
-    assert choose_attention(name, dtype, torch.device(device), *sizes) == wanted

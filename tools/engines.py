@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from minillm.adapt.methods import MethodOptions, adapt
-from minillm.attention import choose_attention
 from minillm.data.batches import Batches, Row
 from minillm.flops import training_flops
 from minillm.generate import generate_steps
@@ -80,10 +79,6 @@ class Ours:
         """Seconds of one optimizer step over the rows, one row a forward unless packed."""
         batches = self._batches(rows)
         settings = TrainSettings(accumulation_steps=len(rows))
-        longest = max(len(row.tokens) for row in rows)
-        self.model.attention = choose_attention(
-            "auto", self.precision.dtype, self.device, longest, self.model.config.head_dim
-        )
         began = time.perf_counter()
         train(self.model, token_loss, batches, None, settings, self.precision)
         if self.device.type == "cuda":
