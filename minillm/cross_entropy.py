@@ -2,6 +2,7 @@
 gradient, and of logits that never exist as a whole.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -87,7 +88,7 @@ class _CutCrossEntropy(torch.autograd.Function):
         total = torch.zeros_like(top)  # sum of e^(z - top)
         z_target = torch.full_like(top, float("nan"))  # and stays so for a target that is no token
         mean = torch.zeros_like(x, dtype=wide)  # (N, D): sum of e^(z - top) W without the target's
-        width = _slice_width(rows)
+        width = _slice_width(rows, len(weight))
         for part, b in zip(*_slices(weight, bias, width), strict=True):
             part = part.to(dtype)  # (v, D)
             z = linear(rows, part, None if b is None else b.to(dtype))  # (N, v)
@@ -120,10 +121,14 @@ class _CutCrossEntropy(torch.autograd.Function):
         return (dx * grad[:, None]).to(ctx.dtype), None, None, None
 
 
-def _slice_width(x: Tensor) -> int:
-    """Columns of a slice: fewer than 1,024 make slow products; of more, what keeps a slice in
-    fp32 at 2 MiB on a CPU (its cache), 64 MiB on a GPU (where more rows are products enough)."""
-    return max(1024, (2**19 if x.device.type == "cpu" else 2**24) // max(1, len(x)))
+def _slice_width(x: Tensor, n: int) -> int:
+    """Columns of a slice of n: fewer than 1,024 make slow products; of more, what keeps a slice in
+    fp32 at 2 MiB on a CPU (its cache), 64 MiB on a GPU (where more rows are products enough).
+    Somewhat less where that makes all slices equal: oneDNN compiles a product for every shape."""
+    most = max(1024, (2**19 if x.device.type == "cpu" else 2**24) // max(1, len(x)))
+    fewest = math.ceil(n / most)
+    count = next((k for k in range(fewest, 2 * fewest) if n % k == 0), fewest)
+    return math.ceil(n / count)
 
 
 def _slices(weight: Tensor, bias: Tensor | None, width: int) -> tuple[Sequence, Sequence]:
