@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillm.adapt.methods import MethodOptions, adapt
-from minillm.cross_entropy import cross_entropy, cut_cross_entropy, is_frozen_head
+from minillm.cross_entropy import (
+    _slice_width,
+    cross_entropy,
+    cut_cross_entropy,
+    is_frozen_head,
+)
 from minillm.footprint import LiveTensors
 from minillm.losses import token_loss
 from tests.conftest import MODELS
@@ -198,3 +203,14 @@ def test_a_model_without_a_vocabulary_head_is_asked_for_its_logits():
     expected = F.cross_entropy(model(tokens[:, :-1]).mT, tokens[:, 1:], reduction="sum")
     assert int(count) == 16
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("rows", "vocabulary"), [(200, 32000), (256, 50257), (7, 32000), (0, 11)])
+def test_slices_are_of_one_size_where_the_vocabulary_divides(rows, vocabulary):
+    width = _slice_width(torch.empty(rows, 8), vocabulary)
+    assert vocabulary % width == 0 and width * max(1, rows) <= 2**19
+
+
+def test_a_vocabulary_that_does_not_divide_has_a_shorter_last_slice():
+    prime = 50021
+    assert 0 < prime % _slice_width(torch.empty(256, 8), prime) < 2048
