@@ -77,7 +77,8 @@ def _is_slow_backwards(q: Tensor, k: Tensor, dropout: float) -> bool:
 
 class _FusedForward(torch.autograd.Function):
     """The fused kernel forwards, the explicit products backwards, where the weights are computed
-    again: no (B, H, T, S) is kept. The gradients are those of the explicit path."""
+    again: of (B, H, T, S) nothing is kept, and a million numbers of it, or one text's, exist at a
+    time. The gradients are those of the explicit path."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -88,17 +89,29 @@ class _FusedForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = ctx.saved_tensors
-        n_keys, scale = k.size(1), 1 / math.sqrt(q.size(-1))
-        hidden, q = _hidden_columns(q, k, mask), q * scale
-        k, v = _for_every_head(k, q), _for_every_head(v, q)  # (B, H, S, Dh)
-        weights = torch.softmax((q @ k.transpose(-2, -1)).add_(hidden), -1)  # (B, H, T, S)
-        dv = weights.transpose(-2, -1) @ grad
-        slope = grad @ v.transpose(-2, -1)  # of the weights, then of the scores
-        slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype)
-        dq, dk = slope @ k * scale, slope.transpose(-2, -1) @ q
-        if n_keys < q.size(1):
-            dk, dv = (x.unflatten(1, (n_keys, -1)).sum(2) for x in (dk, dv))  # (B, K, S, Dh)
+        hidden = _hidden_columns(q, k, mask)  # (T, S) or (B, 1, T, S)
+        hidden = hidden.expand(len(q), 1, -1, -1)
+        n = max(1, 2**20 // (q.size(1) * q.size(2) * k.size(2)))  # texts at a time
+        parts = zip(*(x.split(n) for x in (q, k, v, hidden, grad)), strict=True)
+        found = [_explicit_gradients(*part) for part in parts]
+        dq, dk, dv = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
         return dq, dk, dv, None
+
+
+def _explicit_gradients(
+    q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """Of q, k and v, where `grad` (B, H, T, Dh) is that of the output."""
+    n_keys, scale = k.size(1), 1 / math.sqrt(q.size(-1))
+    k, v, q = _for_every_head(k, q), _for_every_head(v, q), q * scale  # (B, H, S or T, Dh)
+    weights = torch.softmax((q @ k.transpose(-2, -1)).add_(hidden), -1)  # (B, H, T, S)
+    dv = weights.transpose(-2, -1) @ grad
+    slope = grad @ v.transpose(-2, -1)  # of the weights, then of the scores
+    slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype)
+    dq, dk = slope @ k * scale, slope.transpose(-2, -1) @ q
+    if n_keys < q.size(1):
+        dk, dv = (x.unflatten(1, (n_keys, -1)).sum(2) for x in (dk, dv))  # (B, K, S, Dh)
+    return dq, dk, dv
 
 
 class Columns(NamedTuple):

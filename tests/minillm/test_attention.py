@@ -7,6 +7,7 @@ from torch import Tensor
 from minillm.attention import _FusedForward, attention_mask, causal_attention
 
 CASES = {  # name: (B, H, K, T, S, mask)
+    "more than a million weights": (3, 4, 2, 400, 400, None),
     "causal": (2, 4, 4, 9, 9, None),
     "one query": (1, 4, 4, 1, 9, None),
     "grouped heads": (2, 6, 2, 9, 9, None),
