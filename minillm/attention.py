@@ -1,4 +1,5 @@
-"""Scaled dot-product attention: PyTorch's fused kernel, or the same thing spelled out.
+"""Scaled dot-product attention: PyTorch's fused kernel, that kernel with explicit products for
+its backward (16 bits on a CPU), or all of it spelled out.
 
 Legend: B batch, T new tokens, S cached + new positions, H query heads, K key/value heads,
 Dh width of one head. Source: Vaswani et al. 2017, equation 1; grouped heads: Ainslie et al. 2023.

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from minillm.attention import _FusedForward, attention_mask, causal_attention
+from minillm.attention import (
+    _FusedForward,
+    _is_slow_backwards,
+    attention_mask,
+    causal_attention,
+)
 
 CASES = {  # name: (B, H, K, T, S, mask)
     "more than a million weights": (3, 4, 2, 400, 400, None),
@@ -76,3 +81,18 @@ def test_in_16_bits_nothing_as_large_as_the_weights_is_kept_for_backward():
     ):
         causal_attention(q, k, v, None, "sdpa")
     assert kept and max(kept) < 2 * 4 * 64 * 64
+
+
+@pytest.mark.parametrize(("taken", "dtype", "columns", "dropout", "grad"), [
+    (True, torch.bfloat16, 512, 0.0, True),
+    (True, torch.float16, 512, 0.0, True),
+    (False, torch.float32, 512, 0.0, True),
+    (False, torch.bfloat16, 513, 0.0, True),
+    (False, torch.bfloat16, 512, 0.1, True),
+    (False, torch.bfloat16, 512, 0.0, False),
+])  # fmt: skip
+def test_only_short_texts_in_16_bits_train_through_it(taken, dtype, columns, dropout, grad):
+    q = torch.zeros(1, 1, 1, 8, dtype=dtype)
+    k = torch.zeros(1, 1, columns, 8, dtype=dtype)
+    with torch.set_grad_enabled(grad):
+        assert _is_slow_backwards(q, k, dropout) is taken
