@@ -13,14 +13,13 @@ import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama  # now, not when memory is measured
 from torch import nn
 
-from minillm.data.batches import Row
+from minillm.data.batches import Row, round_up
 from minillm.losses import IGNORED
 from minillm.precision import choose_precision
 from tools.engines import Setup, count_labels
 
-# minillm limits oneDNN's caches where it is imported; here PyTorch is as it comes
-for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.pop(_name, None)
+# minillm limits a cache of PyTorch's where it is imported; here PyTorch is as it comes
+os.environ.pop("LRU_CACHE_CAPACITY", None)
 
 PEFT_NAMES = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj",
               "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # fmt: skip
@@ -113,7 +112,7 @@ class Peers:
 
     def _loss(self, row: Row, count: int) -> torch.Tensor:
         fed = len(row.tokens) - 1
-        filler = -fed % 16
+        filler = round_up(fed) - fed
         tokens = F.pad(row.tokens[:-1], (0, filler))[None].to(self.device)  # (1, T)
         labels = F.pad(row.labels[1:], (0, filler), value=IGNORED)[None].to(self.device)
         with self.precision.autocast():
