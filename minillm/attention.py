@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from minillm.cache import KVCache
 from minillm.errors import UserError
+from minillm.linear import round_up
 
 
 def causal_attention(
@@ -84,19 +85,34 @@ class _FusedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, k, v, mask)
-        return _fused(q, k, v, mask)
+        n_new = q.size(2)
+        return _fused(*_round_up(q, k, v, mask), mask)[:, :, :n_new]  # (B, H, T, Dh)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = ctx.saved_tensors
+        n_new, n_columns = q.size(2), k.size(2)
+        q, k, v, grad = _round_up(q, k, v, mask, grad)
         hidden = _hidden_columns(q, k, mask)  # (T, S) or (B, 1, T, S)
         hidden = hidden.expand(len(q), 1, -1, -1)
         n = max(1, 2**20 // (q.size(1) * q.size(2) * k.size(2)))  # texts at a time
         parts = zip(*(x.split(n) for x in (q, k, v, hidden, grad)), strict=True)
         found = [_explicit_gradients(*part) for part in parts]
         dq, dk, dv = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
-        return dq, dk, dv, None
+        return dq[:, :, :n_new], dk[:, :, :n_columns], dv[:, :, :n_columns], None
+
+
+def _round_up(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *like_q: Tensor
+) -> tuple[Tensor, ...]:
+    """q, k, v and what has q's shape with zeros behind their columns, so that packed texts, which
+    come in every length, mean few shapes of products. Only where no query sees what comes after
+    it: plain causal attention. (A layer of Llama-2-7B: 1.8 -> 1.5 GiB, in the same time.)"""
+    n = q.size(2)
+    filler = round_up(n) - n if mask is None and n == k.size(2) else 0
+    tensors = (q, k, v, *like_q)
+    return tuple(F.pad(x, (0, 0, 0, filler)) for x in tensors) if filler else tensors
 
 
 def _explicit_gradients(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2 import GPT2, GPT2Config, GPT2Tokenizer
 from llama import Llama, LlamaConfig, LlamaTokenizer
@@ -120,3 +121,16 @@ def equal_states(a, b) -> bool:
     """Same names, same bits."""
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Products(TorchDispatchMode):
+    """The shapes of the matrices that are multiplied while it is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "mm" in function.__name__:
+            self.shapes.add(tuple(x.shape for x in args))
+        return function(*args, **(kwargs or {}))

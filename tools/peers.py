@@ -13,7 +13,8 @@ import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama  # now, not when memory is measured
 from torch import nn
 
-from minillm.data.batches import Row, round_up
+from minillm.data.batches import Row
+from minillm.linear import round_up
 from minillm.losses import IGNORED
 from minillm.precision import choose_precision
 from tools.engines import Setup, count_labels

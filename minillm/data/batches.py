@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minillm.data.samples import Sample, shorten
 from minillm.errors import UserError
+from minillm.linear import round_up
 from minillm.losses import IGNORED
 
 
@@ -96,13 +97,6 @@ def encode_response(text: str, tokenizer) -> list[int]:
     if tokenizer.adds_space:
         text = text.removeprefix(" ")
     return tokenizer.encode(text, eos=True)
-
-
-def round_up(n: int) -> int:
-    """n columns to a multiple of 16, beyond 128 to one of 32: in bf16 a CPU compiles its kernels
-    anew for each number it meets and keeps them, a GPU's tensor cores want multiples of 8.
-    (Measured on tiny-llama: 4 to 18 times the tokens per second.)"""
-    return n + -n % (16 if n <= 128 else 32)
 
 
 def collate(rows: Sequence[Row], pad_id: int, context: int | None = None) -> Batch:

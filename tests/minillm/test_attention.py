@@ -10,6 +10,7 @@ from minillm.attention import (
     attention_mask,
     causal_attention,
 )
+from tests.conftest import Products
 
 CASES = {  # name: (B, H, K, T, S, mask)
     "more than a million weights": (3, 4, 2, 400, 400, None),
@@ -71,6 +72,14 @@ def test_in_16_bits_a_segment_trains_as_it_does_alone():
         return torch.cat([causal_attention(*half, None, "sdpa") for half in halves], 1)
 
     assert all(map(torch.equal, packed, gradients(apart, inputs)))
+
+
+def test_in_16_bits_segments_of_any_length_mean_few_shapes_of_products():
+    with Products() as products:
+        for n in range(1, 33):
+            q, k, v = (torch.randn(1, 4, n, 8).bfloat16().requires_grad_() for _ in range(3))
+            causal_attention(q, k, v, [n], "sdpa").sum().backward()
+    assert len(products.shapes) == 2 * 2  # of 16 and of 32 columns: the scores, the gradients
 
 
 def test_in_16_bits_nothing_as_large_as_the_weights_is_kept_for_backward():

@@ -7,7 +7,7 @@ import torch
 
 from llama import LlamaTokenizer
 from minillm.data.alpaca import read_alpaca
-from minillm.data.batches import Batches, Row, collate, encode_samples, round_up
+from minillm.data.batches import Batches, Row, collate, encode_samples
 from minillm.data.samples import Sample, split_by_hash
 from minillm.data.templates import TEMPLATES, find_template
 from minillm.errors import UserError
@@ -171,12 +171,6 @@ def test_every_row_appears_once_an_epoch_in_an_order_of_seed_and_epoch():
     assert sorted(ids(0)) == sorted(ids(1)) == list(range(11))
     assert ids(0) != ids(1) and ids(0) != Batches(rows_of(11), 2, 0, seed=4).order(0)
     assert batches.groups_per_epoch(2) == 3 and len(batches.group(2, 2)) == 2
-
-
-def test_lengths_are_rounded_to_few_numbers_and_never_far():
-    rounded = [round_up(n) for n in range(1, 513)]
-    assert all(n <= r < max(n + 16, 1.25 * n) for n, r in enumerate(rounded, 1))
-    assert len(set(rounded)) == 20 and not any(r % 16 for r in rounded)
 
 
 def test_collate_pads_on_the_right_without_labels():

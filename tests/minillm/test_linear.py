@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minillm.linear import Linear, linear, pack, unpack
+from minillm.linear import Linear, linear, pack, round_up, unpack
 from tests.conftest import MODELS
 
 INPUTS = {
@@ -158,3 +158,9 @@ def test_nothing_is_packed_where_there_is_no_room(monkeypatch):
     product = layer.product
     pack(layer)
     assert layer.product is product
+
+
+def test_lengths_are_rounded_to_few_numbers_and_never_far():
+    rounded = [round_up(n) for n in range(1, 513)]
+    assert all(n <= r < max(n + 16, 1.25 * n) for n, r in enumerate(rounded, 1))
+    assert len(set(rounded)) == 20 and not any(r % 16 for r in rounded)
