@@ -86,14 +86,14 @@ class _FusedForward(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, k, v, mask)
         n_new = q.size(2)
-        return _fused(*_round_up(q, k, v, mask), mask)[:, :, :n_new]  # (B, H, T, Dh)
+        return _fused(*_pad_columns(q, k, v, mask), mask)[:, :, :n_new]  # (B, H, T, Dh)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = ctx.saved_tensors
         n_new, n_columns = q.size(2), k.size(2)
-        q, k, v, grad = _round_up(q, k, v, mask, grad)
+        q, k, v, grad = _pad_columns(q, k, v, mask, grad)
         hidden = _hidden_columns(q, k, mask)  # (T, S) or (B, 1, T, S)
         hidden = hidden.expand(len(q), 1, -1, -1)
         n = max(1, 2**20 // (q.size(1) * q.size(2) * k.size(2)))  # texts at a time
@@ -103,7 +103,7 @@ class _FusedForward(torch.autograd.Function):
         return dq[:, :, :n_new], dk[:, :, :n_columns], dv[:, :, :n_columns], None
 
 
-def _round_up(
+def _pad_columns(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *like_q: Tensor
 ) -> tuple[Tensor, ...]:
     """q, k, v and what has q's shape with zeros behind their columns, so that packed texts, which

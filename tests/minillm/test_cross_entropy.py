@@ -151,7 +151,7 @@ def test_any_number_of_rows_means_few_shapes_of_products():
         for n in range(1, 65):
             x = torch.randn(n, 48, dtype=torch.bfloat16, requires_grad=True)
             cut_cross_entropy(x, head, torch.randint(300, (n,))).sum().backward()
-    assert len(products.shapes) == 8  # of 16, 32, 48, 64 rows: the logits, and their gradient
+    assert len(products.shapes) == 4  # of 32 and of 64 rows: the logits, and their gradient
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning", "prefix_tuning"])
