@@ -82,22 +82,20 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return wide.to(x.dtype) * self.weight
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
 
-def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     """Rotates neighbours (x[2j], x[2j+1]) by the angle of their position: Meta's interleaved RoPE.
+    A pair is a complex number here, and to rotate is to multiply by cos + i sin.
 
     Hugging Face rotates (x[j], x[j + Dh/2]) instead and stores the rows of wq and wk permuted to
-    match; llama/checkpoint.py translates. Shapes: x (B, heads, T, Dh), kept.
+    match; llama/checkpoint.py translates. Shapes: x (B, heads, T, Dh), kept; rope complex
+    (1 or B, 1, T, Dh/2).
     """
-    cos, sin = rope
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)  # each (B, heads, T, Dh/2)
-    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
-    return rotated.flatten(-2).to(x.dtype)  # (B, heads, T, Dh)
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))  # (B, heads, T, Dh/2)
+    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)  # (B, heads, T, Dh)
 
 
 class Attention(nn.Module):
@@ -112,7 +110,7 @@ class Attention(nn.Module):
         self.wv = Linear(config.dim, kv_dim, bias=False)
         self.wo = Linear(config.dim, config.dim, bias=False)
 
-    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q (B, H, T, Dh), k and v (B, K, T, Dh), with q and k rotated."""
         q = self.wq(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, Dh)
         k = self.wk(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, K, T, Dh)
@@ -146,7 +144,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Tensor,
         mask: Tensor | list[int] | None,
         mode: str,
         cache: KVCache | None,
@@ -214,7 +212,8 @@ class Llama(nn.Module):
         x = self.tok_embeddings(tokens)  # (B, T, D)
         context = self.config.max_seq_len
         x, columns = lay_out(x, prompt, cache, left_pad, context, segments)  # (B, P + T, D)
-        rope = rope_table(columns.positions, self.config.head_dim, self.config.rope_theta)
+        angles = (columns.positions, self.config.head_dim, self.config.rope_theta)
+        rope = torch.complex(*rope_table(*angles))  # (1 or B, 1, P + T, Dh/2)
         for layer, block in enumerate(self.layers):
             inputs = (x, rope, columns.mask, self.attention, cache, layer)
             if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -73,6 +73,7 @@ class RunOptions:
     overwrite: bool
     override: bool
     wandb_project: str | None
+    no_save: bool
     dry_run: bool
 
 
@@ -160,22 +161,29 @@ def begin(
     """
     folder = Path(options.out_dir) if options.out_dir else fresh_folder("runs", name)
     announce(job)
-    preflight(
-        job.model, loss_fn, job.batches, job.data.held_out.rows, job.base.tokenizer.eos_id,
-        job.base.precision, job.accumulation_steps, folder,
-    )  # fmt: skip
+    preflight(job, loss_fn, None if options.no_save else folder)
     if options.dry_run:
         return None
     identity = {"model": fingerprint(job.model)["bfloat16"], "data": job.data.hash()}
     run = Run(folder, settings, options.resume, options.overwrite, options.wandb_project, identity,
-              options.override)  # fmt: skip
+              options.override, not options.no_save)  # fmt: skip
     show_answers(job, "before")
     return run
 
 
 def keep(job: Job, run: Run, progress: Progress, keep_last: bool) -> None:
     """Saves the weights with the lowest held-out loss as adapter/ (or model/), which are then the
-    model's, the last ones as adapter_last/ if asked, and the picture; shows their answers."""
+    model's, the last ones as adapter_last/ if asked, and the picture; shows their answers. Of a
+    run that keeps no weights, the last step's."""
+    if run.keeps_weights:
+        keep_weights(job, run, progress, keep_last)
+    plot_run(run.rows(), run.folder / "loss.png")
+    print(f"kept in {run.folder}{'' if run.keeps_weights else ', without weights'}")
+    show_answers(job, "after")
+
+
+def keep_weights(job: Job, run: Run, progress: Progress, keep_last: bool) -> None:
+    """Of `keep`, what is saved as adapter/ and adapter_last/ (or model/, model_last/)."""
     model, base = job.model, job.base
 
     def save(suffix: str = "") -> None:
@@ -197,9 +205,6 @@ def keep(job: Job, run: Run, progress: Progress, keep_last: bool) -> None:
         except UserError as error:  # at the end of a run, the last step is better than nothing
             print(f"warning: {error}; keeping the last step instead", file=sys.stderr)
     save()
-    plot_run(run.rows(), run.folder / "loss.png")
-    print(f"kept in {run.folder}")
-    show_answers(job, "after")
 
 
 def frozen_dtype(name: str, method: str, compute: torch.dtype) -> torch.dtype:

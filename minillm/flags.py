@@ -57,6 +57,8 @@ def add_flags(parser: Parser, targets: str, lr: float) -> None:
     add("--overwrite", action="store_true", help="replace the run in --out-dir")
     add("--save-every", type=amount, default=10.0, metavar="MINUTES",
         help="between checkpoints, beside those of every evaluation")  # fmt: skip
+    add("--no-save", action="store_true",
+        help="keep settings, log and summary, but no weights on disk: to measure")  # fmt: skip
     add("--dry-run", action="store_true", help="only the checks before the first step")
 
 

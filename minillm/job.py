@@ -2,6 +2,8 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,6 +13,9 @@ from minillm.data.samples import Sample
 from minillm.data.templates import Template
 from minillm.family import Family
 from minillm.precision import Precision
+
+if TYPE_CHECKING:
+    from minillm.footprint import Footprint
 
 
 @dataclass(frozen=True)
@@ -61,3 +66,11 @@ class Job:
     data: Data
     batches: Batches
     accumulation_steps: int
+
+    @cached_property
+    def predicted(self) -> "Footprint":
+        """Where the memory of a step will go, with the largest micro-batch of an epoch."""
+        from minillm.footprint import predict_footprint  # takes 0.7 s: not for --help
+
+        n = self.accumulation_steps
+        return predict_footprint(self.model, self.batches.largest(n), self.base.precision, n)

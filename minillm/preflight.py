@@ -7,35 +7,40 @@ are put back and no gradient stays, so a run with these checks is a run without 
 import math
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from minillm.data.batches import Batches, Row
+from minillm.data.batches import Row
 from minillm.errors import NumericError, UserError
+from minillm.job import Job
 from minillm.losses import IGNORED
 from minillm.memory import MIB, free_mib
 from minillm.precision import Precision, has_native_bf16
 from minillm.training import LossFn, to_device
 
+if TYPE_CHECKING:
+    from minillm.footprint import Footprint
+
 CHECKPOINT = 3  # times the trainable numbers: themselves and AdamW's two moments
 FILES = 4  # checkpoints at once: the newest two, one being written, and (smaller) the best
 
 
-def preflight(
-    model: nn.Module, loss_fn: LossFn, batches: Batches, held_out: list[Row], eos_id: int,
-    precision: Precision, accumulation_steps: int, folder: Path,
-) -> None:  # fmt: skip
-    """Prints what was checked. Errors: UserError with what to change where the run cannot succeed;
-    NumericError for a loss that is no number to begin with; RuntimeError for a gradient that goes
-    missing or astray, which is a fault of ours."""
-    largest = batches.largest(accumulation_steps)
+def preflight(job: Job, loss_fn: LossFn, folder: Path | None) -> None:
+    """Prints what was checked; `folder` is where checkpoints go, None if none are kept. Errors:
+    UserError with what to change where the run cannot succeed; NumericError for a loss that is no
+    number to begin with; RuntimeError for a gradient that goes missing or astray, which is a fault
+    of ours."""
+    model, rows, precision = job.model, job.batches.rows, job.base.precision
     lines = [
-        check_device(precision), check_context(batches.rows, held_out, model.config.max_seq_len),
-        check_labels(batches.rows, eos_id), check_disk(model, folder),
-        check_memory(model, largest, precision, accumulation_steps),
-        dry_step(model, loss_fn, largest, precision),
-    ]  # fmt: skip
+        check_device(precision),
+        check_context(rows, job.data.held_out.rows, model.config.max_seq_len),
+        check_labels(rows, job.base.tokenizer.eos_id),
+        check_disk(model, folder),
+        check_memory(job.predicted, precision.device),
+        dry_step(model, loss_fn, job.batches.largest(job.accumulation_steps), precision),
+    ]
     for number, line in enumerate(lines):
         print(f"{'  checks: ' if number == 0 else '':10}{line}", flush=True)
 
@@ -86,8 +91,10 @@ def check_labels(rows: list[Row], eos_id: int) -> str:
             f"end with the end-of-text token{never}")  # fmt: skip
 
 
-def check_disk(model: nn.Module, folder: Path) -> str:
+def check_disk(model: nn.Module, folder: Path | None) -> str:
     """What checkpoints will take against what is free."""
+    if folder is None:
+        return "no weights are kept"
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     need = FILES * CHECKPOINT * trained
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -99,14 +106,9 @@ def check_disk(model: nn.Module, folder: Path) -> str:
     return f"a checkpoint takes {CHECKPOINT * trained / MIB:,.1f} MiB of {free / MIB:,.0f} free"
 
 
-def check_memory(
-    model: nn.Module, batch: tuple, precision: Precision, accumulation_steps: int
-) -> str:
+def check_memory(found: "Footprint", device: torch.device) -> str:
     """What a step will take beyond the weights, which are there, against what is free."""
-    from minillm.footprint import predict_footprint  # takes 0.7 s: not for --help
-
-    found = predict_footprint(model, batch, precision, accumulation_steps)
-    need, free = (found.total - found.frozen - found.trainable) / MIB, free_mib(precision.device)
+    need, free = (found.total - found.frozen - found.trainable) / MIB, free_mib(device)
     if free and need > free:
         raise UserError(
             f"out of memory: a step needs {need:,.0f} MiB beside the weights, {free:,.0f} are "

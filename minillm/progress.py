@@ -61,8 +61,12 @@ def out_of_patience(progress: Progress, settings: TrainSettings) -> bool:
 
 
 def save(run: Run, progress: Progress, model: nn.Module, optimizer, scaler) -> None:
-    """Writes a checkpoint: all that `restore` puts back. Errors: NumericError, and nothing is
-    written, for weights that are no numbers."""
+    """Writes a checkpoint, if the run keeps any: all that `restore` puts back.
+
+    Errors: NumericError, and nothing is written, for weights that are no numbers.
+    """
+    if not run.keeps_weights:
+        return
     weights = trainable_state(model)
     if bad := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
         raise NumericError(f"{bad[0]} holds no numbers after step {progress.step}; lower --lr; the "

@@ -62,21 +62,20 @@ def account(job: Job, optimizer: torch.optim.Optimizer, peak: float) -> dict:
     """Where the memory of training went, in MiB: predicted and measured by category, for the
     largest micro-batch of an epoch, and `peak`, the process's own (beyond Python's libraries).
     The KV cache is that of a generation with as many columns; no part of training's total."""
-    from minillm.footprint import measure_footprint, predict_footprint  # 0.7 s: not before the loop
+    from minillm.footprint import measure_footprint  # takes 0.7 s: not for --help
 
     n, precision = job.accumulation_steps, job.base.precision
     reserved = reserved_mib(precision.device)
     batch = job.batches.largest(n)
-    predicted = predict_footprint(job.model, batch, precision, n)
     measured = measure_footprint(job.model, batch, precision, n)
     states = [t for state in optimizer.state.values() for t in state.values()]
     measured = replace(measured, optimizer=sum(t.nbytes for t in states if torch.is_tensor(t)))
     return {
         "peak": peak, "reserved": reserved, "columns": batch.tokens.size(1) - 1,
-        "predicted": {name: n / MIB for name, n in predicted.rows().items()},
+        "predicted": {name: n / MIB for name, n in job.predicted.rows().items()},
         "measured": {name: n / MIB for name, n in measured.rows().items()},
         "activations of": {name: n / MIB for name, n in measured.by_place.items()},
-        "KV cache": [predicted.cache / MIB, measured.cache / MIB],
+        "KV cache": [job.predicted.cache / MIB, measured.cache / MIB],
     }  # fmt: skip
 
 

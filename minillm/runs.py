@@ -30,9 +30,10 @@ class Run:
     """The folder of one run, held by this process for as long as the object lives.
 
     `identity` are hashes of what the run is about ("model", "data"): a resumed one must have the
-    same. `override` lets it go on with other settings. Errors: UserError if the folder exists and
-    neither resume nor overwrite, if another process holds it or it cannot be written to, or if a
-    resumed run is not the one that began.
+    same. `override` lets it go on with other settings. One that `keeps_weights` not has neither
+    checkpoints nor the best. Errors: UserError if the folder exists and neither resume nor
+    overwrite, if another process holds it or it cannot be written to, or if a resumed run is not
+    the one that began.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Run:
         wandb_project: str | None = None,
         identity: dict[str, str] | None = None,
         override: bool = False,
+        keeps_weights: bool = True,
     ):
         self.folder = Path(folder)
+        self.keeps_weights = keeps_weights
         self.metrics = self.folder / "metrics.jsonl"
         self.identity = identity or {}
         self._lock: Path | None = None

@@ -114,7 +114,8 @@ def train(
                 if evaluated or due or asked.signal:
                     save(run, progress, model, optimizer, scaler)
                     saved = time.monotonic()
-            asked.stop_if_asked(f"kept {run.newest()}; --resume continues" if run else "not kept")
+            newest = run.newest() if run else None
+            asked.stop_if_asked(f"kept {newest}; --resume continues" if newest else "not kept")
     return progress, optimizer
 
 
@@ -198,5 +199,5 @@ def note_held_out(row: dict, progress: Progress, model: nn.Module, run: Run | No
     progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
     if is_best:
         progress.best, progress.best_step = held_out, row["step"]
-        if run is not None:
+        if run is not None and run.keeps_weights:
             run.save_best(trainable_state(model))

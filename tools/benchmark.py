@@ -75,13 +75,17 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def random_weights(preset: str, layers: int | None, seed: int, dtype: torch.dtype, folder: Path):
-    """Writes a Hugging Face folder of a published size. Errors: UserError for an unknown name."""
+def random_weights(
+    preset: str, layers: int | None, seed: int, dtype: torch.dtype, device: torch.device,
+    folder: Path,
+) -> None:  # fmt: skip
+    """Writes a Hugging Face folder of a published size, drawn on `device`. Errors: UserError for
+    an unknown name."""
     family = family_of_preset(preset)
     config = family.config.preset(preset)
     torch.manual_seed(seed)
     config = replace(config, n_layers=layers or config.n_layers)
-    model = materialize(empty_model(lambda: family.model(config)), dtype, "cpu")
+    model = materialize(empty_model(lambda: family.model(config)), dtype, device)
     family.save(model, family.tokenizer(None), folder)
 
 
@@ -231,7 +235,7 @@ def main(argv=None) -> list[dict]:
         else:
             wide = "fp32" in dtypes
             dtype = torch.float32 if wide else DTYPES[dtypes[0]]
-            random_weights(args.init or "gpt2", args.layers, args.seed, dtype, weights)
+            random_weights(args.init or "gpt2", args.layers, args.seed, dtype, device, weights)
         family = family_of(weights)
         for dtype in dtypes:
             limit = {"matmul": product_rate(device, dtype), "read": read_rate(device)}

@@ -163,7 +163,7 @@ def measure(base: Base, cell: Cell, rows: int, mixed: str, lr: float, folder: Pa
     `failed` says why where it ran out of memory all the same."""
     script = SCRIPTS / f"finetune_{base.family.name}.py"
     flags = [*base.flags(), *cell.flags(rows, mixed), "--lr", str(lr), "--held-out", "8",
-             "--lora-dropout", "0", "--attention", "sdpa"]  # in every cell the same
+             "--lora-dropout", "0", "--attention", "sdpa", "--no-save"]  # in every cell the same
     try:
         run_script(script, folder, flags)
     except OutOfMemory as error:
@@ -192,7 +192,6 @@ def main(argv=None) -> dict[Cell, dict]:
     folder = open_experiment(args.out_dir, settings_of(args))
     results = {}
     for cell in tqdm(all_cells(), desc="cells", unit="cell"):
-
         kept = folder / f"{cell.name}.json"
         found = read_json(kept) if kept.exists() else forecast(base, cell, args.rows, mixed)
         if found["fits"] and not args.predict:  # a refusal is not kept: another day has more room

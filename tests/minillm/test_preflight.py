@@ -8,6 +8,7 @@ import torch
 from minillm import add_lora, mark_only_lora_as_trainable, preflight
 from minillm.data.batches import Batches, Row
 from minillm.errors import NumericError, UserError
+from minillm.footprint import predict_footprint
 from minillm.losses import token_loss
 from minillm.precision import Precision
 from tests.conftest import MODELS
@@ -65,8 +66,9 @@ def test_weights_that_are_no_numbers_are_found_before_any_step():
 
 def test_too_little_memory_is_said_with_both_numbers(monkeypatch):
     monkeypatch.setattr(preflight, "free_mib", lambda device: 0.01)
+    found = predict_footprint(adapted(), Batches(rows(), 2, 0).largest(), FP32, 2)
     with pytest.raises(UserError, match=r"needs .* MiB beside the weights, 0 are free; lower"):
-        preflight.check_memory(adapted(), Batches(rows(), 2, 0).largest(), FP32, 2)
+        preflight.check_memory(found, FP32.device)
 
 
 def test_too_little_disk_is_said_with_both_numbers(monkeypatch, tmp_path):

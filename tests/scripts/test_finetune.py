@@ -7,6 +7,7 @@ import torch
 
 from llama import load_llama
 from minillm.peft_format import load_adapter, read_notes
+from minillm.runs import read_metrics
 from tests.conftest import TINY_LLAMA, shared
 from tools import chat, generate, merge_adapter
 from train import finetune_llama
@@ -33,6 +34,18 @@ def test_a_run_leaves_settings_metrics_picture_adapter_and_checkpoints(run):
     assert [n for n in names if n.startswith("step_")] == ["step_000012.pt"]
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "config.json").read_text())["lr"] == 0.01
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_that_saves_nothing_trains_the_same(tmp_path, method):
+    losses = {}
+    for name, flags in {"kept": [], "measured": ["--no-save"]}.items():
+        folder = tmp_path / name
+        finetune_llama.main([*QUICK, "--method", method, "--out-dir", str(folder), *flags])
+        losses[name] = [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
+    assert losses["measured"] == losses["kept"]
+    names = {path.name for path in (tmp_path / "measured").iterdir()}
+    assert names - {".lock"} == {"config.json", "loss.png", "metrics.jsonl", "summary.json"}
 
 
 def test_a_run_tells_what_it_did(run):
