@@ -119,15 +119,15 @@ def _watch(
     saved, was_training = Saved(base.config.vocab_size), model.training
     model.train()
     with LiveTensors(model.parameters()) as live, _places(base.blocks, saved):
-        for _ in range(min(2, accumulation_steps)):  # the second pass finds gradients in place
-            saved.reset()
-            watch = torch.autograd.graph.saved_tensors_hooks(saved.keeper(live), _same)
-            with watch, precision.autocast():
-                out = model(tokens, **question(model, at, targets, segments))
-                loss = to_losses(out, targets).sum()
-            del out
-            loss.backward()
-            del loss
+        for p in trained if accumulation_steps > 1 else ():
+            p.grad = torch.zeros_like(p)  # what the forwards before this one have left
+        watch = torch.autograd.graph.saved_tensors_hooks(saved.keeper(live), _same)
+        with watch, precision.autocast():
+            out = model(tokens, **question(model, at, targets, segments))
+            loss = to_losses(out, targets).sum()
+        del out
+        loss.backward()
+        del loss
     gradients = _nbytes(p.grad for p in trained if p.grad is not None)
     model.train(was_training)
     for p in trained:
@@ -178,10 +178,6 @@ class Saved:
 
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets what was seen."""
         self.place, self.seen = OUTSIDE, set()
         self.by_place: dict[str, int] = {}
         self.logits = self.copies = 0

@@ -1,14 +1,18 @@
 """What only a GPU can show. Run with `pytest -m gpu`; skipped without one."""
 
+import gc
+
 import pytest
 import torch
 
+import llama.model
 from llama import Llama
 from minillm import add_lora, generate, mark_only_lora_as_trainable
 from minillm.data.batches import Batches, Row
 from minillm.footprint import predict_footprint
 from minillm.losses import token_loss
 from minillm.precision import choose_precision
+from minillm.rope import rope_table
 from minillm.training import TrainSettings, train
 from tests.conftest import sharp, small_config
 
@@ -27,18 +31,38 @@ def model() -> Llama:
     return mark_only_lora_as_trainable(model).cuda()
 
 
+@pytest.fixture
+def same_angles(monkeypatch) -> None:
+    """Both devices turn by the CPU's angles: those are in fp32, and in the last bits of a cosine
+    devices differ."""
+
+    def table(positions, *sizes):
+        return tuple(x.to(positions.device) for x in rope_table(positions.cpu(), *sizes))
+
+    monkeypatch.setattr(llama.model, "rope_table", table)
+
+
+def test_angles_equal_the_cpus_but_for_fp32s_rounding():
+    positions = torch.arange(4096)[None]
+    for ours, cpus in zip(rope_table(positions.cuda(), 128, 1e4), rope_table(positions, 128, 1e4),
+                          strict=True):  # fmt: skip
+        torch.testing.assert_close(ours.cpu(), cpus, atol=4096 * 2**-22, rtol=0)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "explicit"])
 def test_cache_on_equals_cache_off_in_fp64(model, attention):
     model.double().attention = attention
     assert generate(model, PROMPTS, 20) == generate(model, PROMPTS, 20, use_cache=False)
 
 
+@pytest.mark.usefixtures("same_angles")
 def test_logits_equal_the_cpus(model):
     tokens = torch.randint(0, 2048, (2, 40))
     on_gpu = model.double()(tokens.cuda()).cpu()
     torch.testing.assert_close(on_gpu, model.cpu()(tokens), atol=1e-9, rtol=0)
 
 
+@pytest.mark.usefixtures("same_angles")
 def test_losses_without_logits_equal_the_cpus(model):
     """A frozen head's, in slices of the vocabulary, and their gradient."""
     tokens, found = torch.randint(0, 2048, (2, 40)), []
@@ -75,8 +99,9 @@ def test_training_lowers_the_loss_in_every_precision(model, name):
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_predicted_memory_is_the_gpus_own_peak(name, checkpointing):
     device = torch.device("cuda")
+    gc.collect()  # an earlier test's model, freed meanwhile, would count against this one
     before = torch.cuda.memory_allocated()
-    config = small_config(dim=512, n_layers=6, n_heads=8, hidden_dim=1376, max_seq_len=512)
+    config = small_config(dim=1024, n_layers=8, n_heads=8, hidden_dim=2752, max_seq_len=512)
     model = Llama(config).to(device)
     add_lora(model, ("wq", "wv"), rank=16, alpha=32)
     mark_only_lora_as_trainable(model).gradient_checkpointing = checkpointing
@@ -86,4 +111,4 @@ def test_predicted_memory_is_the_gpus_own_peak(name, checkpointing):
     torch.cuda.reset_peak_memory_stats()
     train(model, token_loss, batches, None, TrainSettings(accumulation_steps=2), precision)
     peak = torch.cuda.max_memory_allocated() - before
-    assert predicted == pytest.approx(peak, rel=0.1, abs=16 * 2**20)  # and cuBLAS's workspace
+    assert predicted == pytest.approx(peak, rel=0.1)

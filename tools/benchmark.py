@@ -14,6 +14,7 @@ from before it loaded the weights. Where transformers and peft are not installed
 measured alone. Writes report.md, table.csv, decode.png and results.json; the last line is JSON.
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -59,7 +60,9 @@ def parse_args(argv=None):
     add("--contexts", type=several(positive), default=[32, 64, 128, 256, 512, 1000],
         help="lengths at which the cost of one more token is measured")  # fmt: skip
     add("--tokens", type=positive, default=256, help="training: tokens of a row")
-    add("--rows", type=positive, default=8, help="training: rows of a step, one in a forward")
+    add("--rows", type=positive, default=8, help="training: rows of a step")
+    add("--batch-size", type=several(positive), default=[1],
+        help="training: rows of a forward, each number measured (default: 1)")  # fmt: skip
     add("--masked", type=several(share), default=[0.0, 0.54],
         help="training: shares of a row that carry no label, each measured (default: 0, and 0.54 "
         "as in Alpaca)")  # fmt: skip
@@ -250,17 +253,18 @@ def main(argv=None) -> list[dict]:
                         rows += measure_decode(match, dtype, args.decode, args.repeats, limit)
                     if "context" in args.parts:
                         rows += measure_contexts(match, dtype, args.contexts, 2, limit)
-            for masked in (args.masked if "train" in args.parts else []):
-                with Match(setup) as match:
+            shares = args.masked[:1] if args.data else args.masked
+            runs = itertools.product(shares, args.batch_size)
+            for masked, size in runs if "train" in args.parts else ():
+                with Match(replace(setup, batch_size=size)) as match:
                     steps = training_rows(
                         args.data, args.tokenizer, family, masked, args.tokens, args.rows,
                         match.vocab_size,
                     )  # fmt: skip
                     what = args.data or f"{args.rows} x {args.tokens}, {1 - masked:.0%} labelled"
+                    what += f", {size} a forward" if size > 1 else ""
                     what += f", minillm packed to {args.pack}" if args.pack else ""
                     rows += measure_training(match, dtype, what, steps, args.repeats, limit)
-                if args.data:
-                    break
     if "startup" in args.parts:
         rows += [compare(*line, None, less=True) for line in startup_seconds()]
     report(Path(args.out_dir), describe_machine(device), limits, rows, settings_of(args))

@@ -33,6 +33,7 @@ class Setup:
     alpha: float = 32
     lora_dropout: float = 0.05
     gradient_checkpointing: bool = False
+    batch_size: int = 1  # training: rows of a forward
     pack: int | None = None  # minillm's training: tokens of a forward
 
 
@@ -76,9 +77,9 @@ class Ours:
         self.moments = [torch.ones_like(p) for p in trained for _ in range(2)]
 
     def train_step(self, rows: Sequence[Row]) -> float:
-        """Seconds of one optimizer step over the rows, one row a forward unless packed."""
+        """Seconds of one optimizer step over the rows, so many in a forward."""
         batches = self._batches(rows)
-        settings = TrainSettings(accumulation_steps=len(rows))
+        settings = TrainSettings(accumulation_steps=-(-len(rows) // self.setup.batch_size))
         began = time.perf_counter()
         train(self.model, token_loss, batches, None, settings, self.precision)
         if self.device.type == "cuda":
@@ -90,7 +91,8 @@ class Ours:
         return evaluate(self.model, token_loss, self._batches(rows), self.precision)
 
     def _batches(self, rows: Sequence[Row]) -> Batches:
-        return Batches(rows, 1, 0, None, self.model.config.max_seq_len, self.setup.pack)
+        s, context = self.setup, self.model.config.max_seq_len
+        return Batches(rows, s.batch_size, 0, None, context, s.pack)
 
     def facts(self) -> tuple[int, int]:
         """Vocabulary and context of the model."""

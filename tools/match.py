@@ -14,6 +14,9 @@ from minillm.errors import UserError
 from minillm.memory import peak_mib, reset_peak
 from tools.engines import Ours, Setup
 
+# of the norm, in 16 bits and in fp32: logits of 32 layers in bf16 are 6 % off the exact ones
+TOLERANCES = ({"logits": 0.1, "loss": 0.01}, {"logits": 1e-3, "loss": 1e-3})
+
 
 class Worker:
     """An engine in a process of its own: `ask` runs one of its methods there and waits."""
@@ -103,8 +106,8 @@ class Match:
         """Errors: UserError unless all engines answer the same, but for rounding."""
         ours, *others = (torch.as_tensor(x) for x in self.all(method, *arguments).values())
         for theirs in others:
-            error = float((ours - theirs).abs().max() / theirs.abs().max())
-            if error > (1e-3 if self.dtype == "fp32" else 0.05):
+            error = float((ours - theirs).norm() / theirs.norm())
+            if error > TOLERANCES[self.dtype == "fp32"][method]:
                 raise UserError(f"benchmark: the engines' {method} differ by {error:.1%}; they do "
                                 "not do the same, so there is nothing to compare")  # fmt: skip
 

@@ -35,6 +35,7 @@ from minillm.memory import MIB, free_mib
 from minillm.precision import Precision, choose_device, choose_precision
 from minillm.runs import read_metrics
 from tools.cells import OutOfMemory, done_once, open_experiment, run_script
+from tools.limits import describe_machine
 from tools.memory_report import summarize
 from tools.models import family_of, family_of_preset
 
@@ -202,7 +203,8 @@ def main(argv=None) -> dict[Cell, dict]:
 
             found = done_once(kept, work)
         results[cell] = found
-    summarize(folder, results, settings_of(args) | {"mixed": mixed}, device.type)
+    settings = settings_of(args) | {"mixed": mixed, "machine": describe_machine(device)}
+    summarize(folder, results, settings, device.type)
     return results
 
 
