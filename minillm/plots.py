@@ -126,18 +126,26 @@ def plot_decode(curves: dict[str, dict[int, float]], path: Path) -> None:
         cost.legend(fontsize=7)
 
 
+def at_peak(found: dict[str, float]) -> dict[str, float]:
+    """Categories that add up to their total: where work is below zero, that much of what forward
+    kept was freed before the peak (in full fine-tuning it comes when all gradients are there)."""
+    shown = dict(found)
+    for name in ("activations", "logits", "16-bit copies of weights"):
+        freed = min(shown[name], max(0.0, -shown["work"]))
+        shown[name] -= freed
+        shown["work"] += freed
+    return shown
+
+
 def plot_memory(
     bars: dict[str, dict[str, float]], seconds: dict[str, float], path: Path
 ) -> None:
     """Memory by category, stacked, and seconds: a bar per configuration."""
-    n = 2 if seconds else 1
+    n, shown = 2 if seconds else 1, [at_peak(found) for found in bars.values()]
     with pictures(path, n, 7 * n, 0.32 * len(bars) + 1.6) as row:
         left = [0.0] * len(bars)
-        names = [name for name in next(iter(bars.values()), {}) if name != "total"]
-        for name in names:
-            widths = [found[name] for found in bars.values()]
-            if name == "work":  # of which less may be there than the others sum up to
-                widths = [max(0.0, w) for w in widths]
+        for name in (name for name in (shown[0] if shown else {}) if name != "total"):
+            widths = [found[name] for found in shown]
             row[0].barh(range(len(bars)), widths, left=left, label=name)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         row[0].set_xlabel("MiB at the peak")
