@@ -90,7 +90,7 @@ class Run:
     def _check_same(self, before: dict, now: dict, override: bool) -> None:
         """What a resumed run may not change unless told so: all but its length, place, reports."""
         free = {"max-iters", "epochs", "eval-every", "patience", "save", "keep-last", "save-every",
-                "wandb-project"}  # fmt: skip
+                "no-save", "wandb-project"}  # fmt: skip
         if not isinstance(before, dict):
             raise UserError(f"{self.folder / 'config.json'}: no settings of a run; use --overwrite")
         for name in (k for k in now if k not in free and before.get(k) != now[k]):

@@ -224,7 +224,10 @@ class LoRALinear(Linear):
 def _to_host(x: Tensor) -> Tensor:
     """A copy in host memory that the GPU reads and writes by itself (pinned), which PyTorch keeps
     for the next one: plain memory is ten times slower to come by and to fill."""
-    host = torch.empty_like(x, device="cpu", pin_memory=True)
+    try:
+        host = torch.empty_like(x, device="cpu", pin_memory=True)
+    except RuntimeError:  # the system grants no such memory
+        return x.cpu()
     return host.copy_(x)
 
 

@@ -48,6 +48,20 @@ def test_a_run_that_saves_nothing_trains_the_same(tmp_path, method):
     assert names - {".lock"} == {"config.json", "loss.png", "metrics.jsonl", "summary.json"}
 
 
+@pytest.mark.parametrize("began", [["--no-save"], []])
+def test_what_was_begun_without_weights_or_before_there_was_a_choice_is_resumed(tmp_path, began):
+    folder = tmp_path / "run"
+    flags = [*QUICK, "--out-dir", str(folder)]
+    finetune_llama.main([*flags, "--max-iters", "2", *began])
+    settings = json.loads((folder / "config.json").read_text())
+    if not began:
+        del settings["no-save"]  # as an older version wrote it
+        (folder / "config.json").write_text(json.dumps(settings))
+    finetune_llama.main([*flags, "--resume"])
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert (folder / "adapter").exists()
+
+
 def test_a_run_tells_what_it_did(run):
     _, printed = run
     for part in ("trainable, which is", "% of base + LoRA", "supervised", "before:", "after:",
