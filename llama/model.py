@@ -74,7 +74,7 @@ PRESETS = {
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, the mean in fp32 (or better). Shape-preserving."""
+    """x / sqrt(mean(x^2) + eps) * weight, the mean in fp32 (or better). Keeps shape and dtype."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -82,7 +82,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
+        with torch.autocast(x.device.type, enabled=False):  # a GPU's would keep x in fp32
+            return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
@@ -212,8 +213,8 @@ class Llama(nn.Module):
         x = self.tok_embeddings(tokens)  # (B, T, D)
         context = self.config.max_seq_len
         x, columns = lay_out(x, prompt, cache, left_pad, context, segments)  # (B, P + T, D)
-        angles = (columns.positions, self.config.head_dim, self.config.rope_theta)
-        rope = torch.complex(*rope_table(*angles))  # (1 or B, 1, P + T, Dh/2)
+        table = rope_table(columns.positions, self.config.head_dim, self.config.rope_theta)
+        rope = torch.complex(*table)  # (1 or B, 1, P + T, Dh/2)
         for layer, block in enumerate(self.layers):
             inputs = (x, rope, columns.mask, self.attention, cache, layer)
             if self.gradient_checkpointing and torch.is_grad_enabled():

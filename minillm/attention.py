@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from minillm.cache import KVCache
 from minillm.errors import UserError
 from minillm.linear import round_up
+from minillm.precision import has_native_bf16
 
 # On an H100 or newer PyTorch's first choice is cuDNN's kernel, which plans anew for each length it
 # meets, 1.2 ms of the CPU's time: a token of Llama-2-7B took 50 ms of which the GPU worked 5.
@@ -54,6 +55,9 @@ def causal_attention(
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     causal = mask is None and q.size(2) > 1
+    takes_groups = mask is None and q.dtype.itemsize == 2 and has_native_bf16(q.device)
+    if q.is_cuda and not takes_groups:  # which is flash attention; all others would fall back
+        k, v = _for_every_head(k, q), _for_every_head(v, q)
     grouped = q.size(1) != k.size(1)
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, is_causal=causal, enable_gqa=grouped

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from minillm.errors import UserError
+from minillm.errors import NumericError, UserError
 from minillm.generate import check_prompts, next_logits, pad_left
 
 
@@ -66,6 +66,8 @@ def _search(model, prompts, max_new_tokens, n_beams, use_cache, length_penalty, 
                     best[i], best_score[i] = [*row.tolist(), eos_id], score
             scores[..., eos_id] = float("-inf")
         sums, place = scores.flatten(1).topk(min(n_beams, n_before * n_words))  # (B, K) each
+        if bool(sums.isnan().any()):
+            raise NumericError("the model's logits are no numbers; use --precision fp32")
         first = torch.arange(n_rows, device=tokens.device)[:, None] * n_before
         rows = (first + place // n_words).flatten()  # (B K,): where each beam comes from
         tokens = torch.cat((tokens[rows], (place % n_words).view(-1, 1)), 1)  # (B K, T + 1)

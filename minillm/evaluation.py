@@ -40,19 +40,20 @@ def write_answers(
     """An answer to each sample, in their order, decoded freely (greedy unless `sampling` says
     otherwise), its end-of-text cut off.
 
-    A prompt's body is shortened until prompt and answer fit in the context, and in `max_length`.
-    Rows of like length share a batch; that changes no row's answer. Errors: UserError naming the
-    sample whose prompt has no body to shorten and does not fit.
+    A prompt's body is shortened until prompt and answer fit in `max_length`; what has no body only
+    has to fit in the context. Rows of like length share a batch; that changes no row's answer.
+    Errors: UserError naming the sample that does not fit.
     """
-    limit = min(model.config.max_seq_len, max_length or model.config.max_seq_len)
-    room = limit - max_new_tokens
+    context = model.config.max_seq_len
+    room = min(context, max_length or context) - max_new_tokens
     fitting = [shorten(sample, tokenizer, room) for sample in samples]
     prompts = [tokenizer.encode(sample.prompt, bos=True) for sample in fitting]
     for number, prompt in enumerate(prompts, 1):
-        if len(prompt) > room:
+        if len(prompt) > context - max_new_tokens:
             raise UserError(
                 f"sample {number}: a prompt of {len(prompt)} tokens and an answer of up to "
-                f"{max_new_tokens} do not fit in {limit}; lower --max-new-tokens or shorten it"
+                f"{max_new_tokens} do not fit in the context of {context}; lower --max-new-tokens "
+                "or shorten it"
             )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}

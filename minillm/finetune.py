@@ -164,11 +164,22 @@ def begin(
     preflight(job, loss_fn, None if options.no_save else folder)
     if options.dry_run:
         return None
-    identity = {"model": fingerprint(job.model)["bfloat16"], "data": job.data.hash()}
-    run = Run(folder, settings, options.resume, options.overwrite, options.wandb_project, identity,
-              options.override, not options.no_save)  # fmt: skip
+    precision = job.base.precision
+    run = Run(
+        folder, settings, options.resume, options.overwrite, options.wandb_project,
+        {"model": hash_of_base(job), "data": job.data.hash()}, options.override,
+        not options.no_save, {"precision": precision.name, "device": precision.device.type},
+    )  # fmt: skip
     show_answers(job, "before")
     return run
+
+
+def hash_of_base(job: Job) -> str:
+    """Of the weights that the run began with, without what the method has added to them."""
+    base = job.base.model
+    added = {name for name, p in base.named_parameters() if p.requires_grad}
+    in_place = METHODS[job.method].in_place
+    return fingerprint(base, () if in_place else added)["bfloat16"]
 
 
 def keep(job: Job, run: Run, progress: Progress, keep_last: bool) -> None:
@@ -179,6 +190,8 @@ def keep(job: Job, run: Run, progress: Progress, keep_last: bool) -> None:
         keep_weights(job, run, progress, keep_last)
     plot_run(run.rows(), run.folder / "loss.png")
     print(f"kept in {run.folder}{'' if run.keeps_weights else ', without weights'}")
+    if not run.keeps_weights and progress.best_step != progress.step:
+        print(f"answers are those of step {progress.step}; the best was {progress.best_step}")
     show_answers(job, "after")
 
 

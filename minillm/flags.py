@@ -106,6 +106,8 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
         began = read_json(kept)
         args = parser.parse_args(["--config", str(kept), *argv, "--resume"])
         args.checkpoint = began.get("checkpoint")
+    if args.keep_last and args.no_save:
+        raise UserError("--keep-last and --no-save contradict each other; give one of them")
     if args.method == "lora" and args.rank == 0:
         args.method = "full"
     method = METHODS[args.method]

@@ -119,8 +119,9 @@ def _watch(
     saved, was_training = Saved(base.config.vocab_size), model.training
     model.train()
     with LiveTensors(model.parameters()) as live, _places(base.blocks, saved):
-        for p in trained if accumulation_steps > 1 else ():
-            p.grad = torch.zeros_like(p)  # what the forwards before this one have left
+        # a step of packed texts may take several forwards, whatever was asked for
+        for p in trained if accumulation_steps > 1 or segments is not None else ():
+            p.grad = torch.zeros_like(p)  # what the backwards before this one have left
         watch = torch.autograd.graph.saved_tensors_hooks(saved.keeper(live), _same)
         with watch, precision.autocast():
             out = model(tokens, **question(model, at, targets, segments))

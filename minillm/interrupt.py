@@ -14,11 +14,6 @@ class Asked:
 
     signal: int | None = None
 
-    def stop_if_asked(self, where: str) -> None:
-        """Errors: Interrupted, which says where to go on from, if a signal has come."""
-        if self.signal is not None:
-            raise Interrupted(self.signal, where)
-
 
 @contextmanager
 def deferred_signals() -> Iterator[Asked]:
@@ -33,7 +28,7 @@ def deferred_signals() -> Iterator[Asked]:
             raise Interrupted(number, "stopped at once")
         asked.signal = number
         # not print: a handler may come in the middle of one
-        os.write(2, b"\nfinishing this step, then saving (again to stop at once)\n")
+        os.write(2, b"\nfinishing this step first (again to stop at once)\n")
 
     if threading.current_thread() is threading.main_thread():
         kept = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -10,13 +10,14 @@ from pathlib import Path
 from torch import nn
 
 from minillm.adapt.bottleneck import AdapterLinear
+from minillm.adapt.lora import lora_layers
 from minillm.adapt.methods import untie_head
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
 from minillm.fingerprint import fingerprint
 from minillm.linear import is_plain
-from minillm.peft_lora import load_lora, lora_files, lora_layers
+from minillm.peft_lora import load_lora, lora_files
 from minillm.peft_prompts import PREFIX, PROMPT, load_prompt, prompt_files
 from minillm.weights import LazyTensor, check_names, open_weights, write_safetensors
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.adapt.lora import LoRALinear, LoRAParts, add_lora
+from minillm.adapt.lora import LoRAParts, add_lora, lora_layers
 from minillm.errors import UserError
 from minillm.files import Fields
 from minillm.fingerprint import LORA
@@ -31,11 +31,6 @@ UNSUPPORTED = {
     "kasa_config": (None,),
     "monteclora_config": (None,),
 }
-
-
-def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The layers with an update, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear) and m.is_lora()}
 
 
 def lora_files(model: nn.Module, folder: Path) -> tuple[dict[str, Tensor], dict, dict]:

@@ -142,9 +142,10 @@ def plot_memory(
 ) -> None:
     """Memory by category, stacked, and seconds: a bar per configuration."""
     n, shown = 2 if seconds else 1, [at_peak(found) for found in bars.values()]
+    names = [name for name in shown[0] if name != "total"] if shown else []
     with pictures(path, n, 7 * n, 0.32 * len(bars) + 1.6) as row:
         left = [0.0] * len(bars)
-        for name in (name for name in (shown[0] if shown else {}) if name != "total"):
+        for name in names:
             widths = [found[name] for found in shown]
             row[0].barh(range(len(bars)), widths, left=left, label=name)
             left = [a + b for a, b in zip(left, widths, strict=True)]

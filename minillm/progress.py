@@ -79,14 +79,18 @@ def save(run: Run, progress: Progress, model: nn.Module, optimizer, scaler) -> N
 
 def restore(run: Run | None, model: nn.Module, optimizer, scaler) -> Progress:
     """The state of the run's newest checkpoint put back, or a fresh start."""
-    state = run.load_newest() if run is not None else None
-    if state is None:
+    if run is None:
         return Progress()
-    load_trainable(model, state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    progress = Progress(**{name: state[name] for name in vars(Progress())})
-    set_rng_state(state["rng"])
+    state, progress = run.load_newest(), Progress()
+    if state is not None:
+        load_trainable(model, state["model"])
+        settings = optimizer.state_dict()["param_groups"]  # weight decay and the like: of now
+        optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})
+        if state["scaler"]:  # empty if it was not fp16 that the run began in
+            scaler.load_state_dict(state["scaler"])
+        progress = Progress(**{name: state[name] for name in vars(progress)})
+        set_rng_state(state["rng"])
+    run.write_settings()
     return progress
 
 

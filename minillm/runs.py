@@ -30,10 +30,11 @@ class Run:
     """The folder of one run, held by this process for as long as the object lives.
 
     `identity` are hashes of what the run is about ("model", "data"): a resumed one must have the
-    same. `override` lets it go on with other settings. One that `keeps_weights` not has neither
-    checkpoints nor the best. Errors: UserError if the folder exists and neither resume nor
-    overwrite, if another process holds it or it cannot be written to, or if a resumed run is not
-    the one that began.
+    same. `made_with` is what the bits of a result depend on beside PyTorch and threads: a resumed
+    one that differs is told. `override` lets it go on with other settings. Without `keeps_weights`,
+    train() writes neither checkpoints nor the best here. Errors: UserError if the folder exists and
+    neither resume nor overwrite, if another process holds it or it cannot be written to, or if a
+    resumed run is not the one that began, or came to its end and left no checkpoint.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Run:
         identity: dict[str, str] | None = None,
         override: bool = False,
         keeps_weights: bool = True,
+        made_with: dict[str, str] | None = None,
     ):
         self.folder = Path(folder)
+        self.config, self.made_with = config, versions() | (made_with or {})
         self.keeps_weights = keeps_weights
         self.metrics = self.folder / "metrics.jsonl"
         self.identity = identity or {}
@@ -73,19 +76,36 @@ class Run:
             if not _is_own(path) and path.name != "config.json":  # which are written anew: a kill
                 _remove(path)  # in here leaves a run that can be resumed or overwritten
         if resume:
+            self._check_goes_on()
             self._check_same(read_json(self.folder / "config.json"), config, override)
         self.metrics.touch()
         if overwrite:
             self.metrics.write_text("")
-        write_json(self.folder / "config.json", config)
+        if not resume:
+            self.write_settings()
         self.wandb = _start_wandb(wandb_project, self.folder.name, config)
 
     def __del__(self):
         if getattr(self, "_lock", None) is not None:
             unlock_folder(self._lock)
 
+    def write_settings(self) -> None:
+        """Writes config.json. A resumed run's only when all of it has been put back: one that is
+        refused stays as it was."""
+        write_json(self.folder / "config.json", self.config)
+
     def _files(self) -> list[Path]:
         return list(self.folder.iterdir()) if self.folder.is_dir() else []
+
+    def _check_goes_on(self) -> None:
+        """A run that was stopped before its first checkpoint begins again; one that came to its end
+        without any would lose its log by that."""
+        if self._checkpoints():
+            return
+        if (self.folder / "summary.json").exists():
+            raise UserError(f"{self.folder}: complete, and without a checkpoint to go on from; add "
+                            "--overwrite to train again, or name another --out-dir")  # fmt: skip
+        print(f"{self.folder}: stopped before its first checkpoint; it begins again", flush=True)
 
     def _check_same(self, before: dict, now: dict, override: bool) -> None:
         """What a resumed run may not change unless told so: all but its length, place, reports."""
@@ -116,7 +136,7 @@ class Run:
     def save(self, state: dict, step: int) -> Path:
         """Writes step_N.pt (plain types and tensors, RNG included) and keeps the newest two."""
         path = self.folder / f"step_{step:06d}.pt"
-        about = {"rng": rng_state(), "identity": self.identity, "versions": versions()}
+        about = {"rng": rng_state(), "identity": self.identity, "versions": self.made_with}
         with atomic_file(path, _n_bytes(state)) as temporary:
             torch.save(state | about, temporary)
         for old in self._checkpoints()[2:]:
@@ -173,7 +193,7 @@ class Run:
             if state.get("identity", {}).get(name, now) != now:
                 raise UserError(f"{path}: trained with another {name} than this; resume with the "
                                 f"{name} it began with, or start another run")  # fmt: skip
-        before, now = state.get("versions", {}), versions()
+        before, now = state.get("versions", {}), self.made_with
         for name in (name for name in now if before.get(name, now[name]) != now[name]):
             print(f"warning: {path}: made with {name} {before[name]}, here it is {now[name]}: not "
                   "bit-identical to a run never stopped", file=sys.stderr)  # fmt: skip
@@ -274,4 +294,5 @@ def set_rng_state(state: dict) -> None:
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        n = torch.cuda.device_count()  # perhaps fewer than where the run began
+        torch.cuda.set_rng_state_all(state["cuda"][:n])

@@ -56,7 +56,10 @@ def sample_next_token(
     for logits that are no numbers.
     """
     if sampling.is_greedy:
-        return logits.argmax(-1)
+        best, ids = logits.max(-1)
+        if not bool(best.isfinite().all()):
+            raise NumericError("the model's logits are no numbers; use --precision fp32")
+        return ids
     ids, probabilities = candidates(logits, sampling)
     streams = streams or [None] * len(logits)
     try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minillm.data.batches import Batches
-from minillm.errors import NumericError, UserError
+from minillm.errors import Interrupted, NumericError, UserError
 from minillm.interrupt import deferred_signals
 from minillm.losses import IGNORED
 from minillm.memory import keep_freed_memory, used_mib
@@ -61,10 +61,10 @@ def train(
     if progress.before is None and held_out is not None:
         progress.before = evaluate(model, loss_fn, held_out, precision)
     model.train()
-    if progress.step >= last_step:
+    ended = progress.step >= last_step or out_of_patience(progress, settings)
+    if ended:
         print(f"already complete: {progress.step} of {last_step} steps", flush=True)
     bar = tqdm(total=last_step, initial=progress.step, desc="train", unit="step", leave=False)
-    ended = progress.step >= last_step or out_of_patience(progress, settings)
     saved = time.monotonic()
     with deferred_signals() as asked, bar:
         while not ended:
@@ -108,14 +108,17 @@ def train(
                 row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
                 note_held_out(row, progress, model, run)
                 ended |= out_of_patience(progress, settings)
+            stop = asked.signal  # read once: what comes after the save is for the next step
             if run is not None:
                 run.log(row)
                 due = time.monotonic() - saved > 60 * settings.save_every
-                if evaluated or due or asked.signal:
+                if evaluated or due or stop:
                     save(run, progress, model, optimizer, scaler)
                     saved = time.monotonic()
-            newest = run.newest() if run else None
-            asked.stop_if_asked(f"kept {newest}; --resume continues" if newest else "not kept")
+            if stop:
+                newest = run.newest() if run is not None and run.keeps_weights else None
+                where = f"kept {newest}; --resume continues" if newest else "not kept"
+                raise Interrupted(stop, where)
     return progress, optimizer
 
 

@@ -7,7 +7,9 @@ import torch
 
 import llama.model
 from llama import Llama
+from llama.model import RMSNorm
 from minillm import add_lora, generate, mark_only_lora_as_trainable
+from minillm.attention import causal_attention
 from minillm.data.batches import Batches, Row
 from minillm.footprint import predict_footprint
 from minillm.losses import token_loss
@@ -112,3 +114,27 @@ def test_predicted_memory_is_the_gpus_own_peak(name, checkpointing):
     train(model, token_loss, batches, None, TrainSettings(accumulation_steps=2), precision)
     peak = torch.cuda.max_memory_allocated() - before
     assert predicted == pytest.approx(peak, rel=0.1)
+
+
+def test_a_norm_under_autocast_keeps_no_wider_copy_of_its_input():
+    norm, kept = RMSNorm(64, 1e-5).to("cuda", torch.bfloat16), []
+    norm.requires_grad_(False)
+    x = torch.randn(8, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    watch = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with watch, torch.autocast("cuda", torch.bfloat16):
+        out = norm(x)
+    wide = [t for t in kept if t.numel() == x.numel() and t.dtype == torch.float32]
+    assert out.dtype == torch.bfloat16 and not wide
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_heads_under_a_mask_never_hold_all_scores(dtype):
+    n_heads, n = 16, 2048
+    q = torch.randn(1, n_heads, n, 64, device="cuda", dtype=dtype)
+    k, v = torch.randn(2, 1, 2, n, 64, device="cuda", dtype=dtype)
+    mask = torch.ones(1, 1, n, n, dtype=torch.bool, device="cuda").tril()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    causal_attention(q, k, v, mask, "sdpa")
+    scores = n_heads * n * n * dtype.itemsize
+    assert torch.cuda.max_memory_allocated() - before < scores / 2

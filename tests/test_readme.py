@@ -3,6 +3,8 @@
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -23,9 +25,18 @@ def test_its_python_runs(monkeypatch):
         exec(compile(code, "README.md", "exec"), {})
 
 
-def test_its_breakpoint_is_the_softmax():
-    line = int(re.search(r"break minillm/attention.py:(\d+)", README)[1])
-    assert "torch.softmax" in (ROOT / "minillm/attention.py").read_text().splitlines()[line - 1]
+def test_its_walk_with_the_debugger_ends_at_the_softmax(tmp_path):
+    walk = README.partition("python -m pdb ")[2].partition("```")[0]
+    command, *asked = walk.replace("(Pdb) ", "").strip().splitlines()
+    few = ["--samples", "8", "--held-out", "4", "--out-dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pdb", *shlex.split(command), *few], cwd=ROOT, text=True,
+        input="\n".join([*asked, "quit", "quit"]), capture_output=True, timeout=120,
+    )  # fmt: skip
+    where = done.stdout.rpartition("\n> ")[0] or done.stdout
+    for frame in ("main()", "train()", "token_loss()", "forward()", "causal_attention()"):
+        assert frame in where
+    assert "-> weights = torch.softmax(" in done.stdout
 
 
 def test_nothing_was_left_to_fill_in():

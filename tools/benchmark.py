@@ -131,6 +131,9 @@ def measure_decode(
 ) -> Iterator[dict]:
     """Time to the first token, and tokens per second of a whole answer."""
     n_prompt, n_new = sizes
+    if n_prompt + n_new > match.context:
+        raise UserError(f"--decode {n_prompt},{n_new}: the model's context is {match.context} "
+                        "tokens; lower one of them")  # fmt: skip
     prompt = torch.randint(match.vocab_size, (n_prompt,)).tolist()
     reads = []  # beside every turn: on a shared machine this changes from second to second
     turns = match.turns(
@@ -228,6 +231,8 @@ def main(argv=None) -> list[dict]:
     for name, known in ((n, k) for k, ns in ((DTYPES, dtypes), (PARTS, args.parts)) for n in ns):
         if name not in known:
             raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}")
+    if len(args.decode) != 2:
+        raise UserError("--decode: give two numbers, tokens of the prompt and to write")
     limits, rows = {}, []
     torch.manual_seed(args.seed)
     Path(args.out_dir).mkdir(parents=True, exist_ok=True)

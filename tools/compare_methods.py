@@ -86,9 +86,11 @@ def rates(text: str, methods: list[str]) -> dict[str, list[float]]:
 
 
 def flag_value(flags: list[str], name: str, default: str) -> str:
-    """The last value of a flag among flags."""
-    spelled = [word.replace("_", "-") for word in flags]
-    values = [value for word, value in zip(spelled, flags[1:], strict=False) if word == name]
+    """The last value of a flag among flags, `--name value` or `--name=value`."""
+    words = [part for word in flags
+             for part in (word.split("=", 1) if word.startswith("--") else [word])]  # fmt: skip
+    spelled = [word.replace("_", "-") for word in words]
+    values = [value for word, value in zip(spelled, words[1:], strict=False) if word == name]
     return values[-1] if values else default
 
 
@@ -158,8 +160,11 @@ def main(argv=None) -> dict:
                 "--max-length", flag_value(train_flags, "--max-length", "512")]  # fmt: skip
     measured += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
 
+    # what a run's own folder tells of it, the untuned model has to be told
+    told = [word for name in ("--layers", "--template") if (value := flag_value(
+        train_flags, name, "")) for word in (name, value)]  # fmt: skip
     untuned = done_once(folder / "untuned.json", lambda: measure(
-        ["--checkpoint", str(base), *measured], folder / "untuned"))  # fmt: skip
+        ["--checkpoint", str(base), *told, *measured], folder / "untuned"))  # fmt: skip
     # a tenth of a short run warms up: with the long run's warm-up it might do nothing else
     short = [*flags, "--max-iters", str(args.search_steps), "--seed", str(args.seeds[0]),
              "--warmup", str(args.search_steps // 10)]  # fmt: skip

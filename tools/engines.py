@@ -77,7 +77,7 @@ class Ours:
         self.moments = [torch.ones_like(p) for p in trained for _ in range(2)]
 
     def train_step(self, rows: Sequence[Row]) -> float:
-        """Seconds of one optimizer step over the rows, so many in a forward."""
+        """Seconds of one optimizer step; `setup` says how many rows make a forward."""
         batches = self._batches(rows)
         settings = TrainSettings(accumulation_steps=-(-len(rows) // self.setup.batch_size))
         began = time.perf_counter()

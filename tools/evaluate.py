@@ -17,7 +17,7 @@ from pathlib import Path
 from minillm.cli import Parser, positive, settings_of
 from minillm.data.samples import SPLITS
 from minillm.data.tasks import TASKS, Task
-from minillm.data.templates import find_template
+from minillm.data.templates import Template, find_template
 from minillm.errors import UserError, friendly_errors
 from minillm.evaluation import loss_report, text_report, write_answers
 from minillm.files import write_json
@@ -34,7 +34,8 @@ def parse_args(argv=None):
     add("--task", choices=[*TASKS], default="rotten_tomatoes", help="what the data is")
     add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
     add("--skip-bad", action="store_true", help="leave out broken rows of --data, and count them")
-    add("--split", choices=SPLITS, default="test", help="which part of it (default: test)")
+    add("--split", choices=SPLITS, help="which part of it (default: test, or validation where the "
+        "task has no test)")  # fmt: skip
     add("--samples", type=positive, help="only the first N of the split")
     add("--max-length", type=positive, default=512, help="tokens of a sample, and of a prompt with "
         "its answer; articles are shortened to it, as in training")  # fmt: skip
@@ -50,18 +51,19 @@ TRAINING_SAMPLES = 2000  # of tinyworld's stand-in, to look for copies of
 
 
 def read_data(
-    task: str, data: str | None, split: str, template, n: int | None, skip_bad: bool = False
+    task: str, data: str | None, split: str, template: Template, n: int | None, skip_bad: bool
 ):
     """The samples of one split, asked in the template's words, and the training text if the task
     is compared with it. `skip_bad` leaves out broken rows, and says how many. Errors: UserError if
     the split is empty."""
     kind = TASKS[task]
-    if data is None and split != "test" and not kind.labels:
+    if data is None and split != "test" and kind.has_test and not kind.labels:
         raise UserError(f"--split {split}: of tinyworld's stand-in for {task} only the test split "
                         "is the same in every run; give --data, or measure on test")  # fmt: skip
-    template = (template or find_template(kind.template)).check_field(kind.field)
     n_train = TRAINING_SAMPLES if kind.compare_with_training else 1
-    splits = kind.splits(data, template, n_train, 1, skip_bad)
+    # more held out than test samples would move the stand-ins' test split into what was trained on
+    n_held_out = 1 if kind.has_test else n or 100
+    splits = kind.splits(data, template, n_train, n_held_out, skip_bad)
     samples = getattr(splits, split)[:n]
     if not samples:
         raise UserError(f"{data or 'tinyworld'}: no {split} split; choose another --split")
@@ -95,8 +97,8 @@ def measure_texts(
     model, tokenizer, samples, task: Task, known: str | None, max_length: int, settings: dict, **how
 ):
     """The report of a task whose answers are texts, and what goes into the two files."""
-    report = loss_report(model, tokenizer, samples, max_length, how["batch_size"])
     answers = write_answers(model, tokenizer, samples, max_length=max_length, **how)
+    report = loss_report(model, tokenizer, samples, max_length, how["batch_size"])
     report |= text_report(task, samples, answers, known)
     print(f"{report['samples']}\nloss {report['loss']:.4f} nats per token, perplexity "
           f"{report['perplexity']:.3f}")  # fmt: skip
@@ -129,15 +131,19 @@ def main(argv=None) -> dict:
     )  # fmt: skip
     model.attention = args.attention
     task, settings = TASKS[args.task], settings_of(args)
-    samples, known = read_data(
-        args.task, args.data, args.split, template, args.samples, args.skip_bad
-    )
-    print(f"{len(samples)} samples of {args.split}; the first prompt: {samples[0].prompt!r}")
+    template = (template or find_template(task.template)).check_field(task.field)
+    split = args.split or ("test" if task.has_test else "validation")
+    samples, known = read_data(args.task, args.data, split, template, args.samples, args.skip_bad)
+    print(f"{len(samples)} samples of {split}; the first prompt: {samples[0].prompt!r}")
     how = {
         "batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens or task.answer_tokens,
         "seed": args.seed, "temperature": args.temperature, "top_k": args.top_k,
         "top_p": args.top_p, "min_p": args.min_p,
         "repetition_penalty": args.repetition_penalty,
+    }  # fmt: skip
+    settings |= {name.replace("_", "-"): value for name, value in how.items()} | {
+        "split": split, "template": template.to_dict(),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }  # fmt: skip
     source = args.adapter or args.checkpoint
     folder = Path(args.out_dir or (source if source and Path(source).is_dir() else "."))
@@ -148,7 +154,7 @@ def main(argv=None) -> dict:
     reports = {}
     for by, measure in ways.items():
         reports[by], results, rows = measure(model, tokenizer, samples, settings=settings, **how)
-        out = folder / f"evaluation-{args.split}" / by
+        out = folder / f"evaluation-{split}" / by
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "results.json", results)
         write_json(out / "predictions.json", rows)

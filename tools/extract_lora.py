@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minillm.adapt.lora import add_lora
+from minillm.adapt.lora import add_lora, lora_layers
 from minillm.adapt.lora_linear import LoRALinear, LoRAParts
 from minillm.cli import Parser, add_model_flags, positive, several
 from minillm.data.batches import Batches, Encoded, encode_samples
@@ -31,7 +31,6 @@ from minillm.files import write_json
 from minillm.hub import find_checkpoint
 from minillm.losses import token_loss
 from minillm.peft_format import save_adapter
-from minillm.peft_lora import lora_layers
 from minillm.plots import plot_spectrum
 from minillm.precision import DTYPES, choose_device, choose_precision
 from minillm.runs import fresh_folder
@@ -184,9 +183,10 @@ def held_out_rows(
     """
     kind = TASKS[task]
     template = (template or find_template(kind.template)).check_field(kind.field)
-    held_out = encode_samples(
-        kind.splits(path, template, 1, n).validation[:n], tokenizer, max_length
-    )
+    splits = kind.splits(path, template, 1, n)
+    # of some stand-ins only the test split is the same, whatever sizes a training asked for
+    unseen = splits.test if kind.has_test else splits.validation
+    held_out = encode_samples(unseen[:n], tokenizer, max_length)
     if not held_out.rows:
         raise UserError(f"{path or 'tinyworld'}: no held-out sample fits; give more of them")
     return held_out, template

@@ -164,7 +164,8 @@ def measure(base: Base, cell: Cell, rows: int, mixed: str, lr: float, folder: Pa
     `failed` says why where it ran out of memory all the same."""
     script = SCRIPTS / f"finetune_{base.family.name}.py"
     flags = [*base.flags(), *cell.flags(rows, mixed), "--lr", str(lr), "--held-out", "8",
-             "--lora-dropout", "0", "--attention", "sdpa", "--no-save"]  # in every cell the same
+             "--epochs", "1", "--lora-dropout", "0", "--attention", "sdpa",
+             "--no-save"]  # in every cell the same
     try:
         run_script(script, folder, flags)
     except OutOfMemory as error:

@@ -89,7 +89,7 @@ class Peers:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=True)
 
     def train_step(self, rows: Sequence[Row]) -> float:
-        """Seconds of one optimizer step over the rows, so many in a forward: autocast where the
+        """Seconds of one optimizer step, `setup.batch_size` rows a forward: autocast where the
         weights are in 16 bits, backward, clip, step. Rows are cut, padded and weighed as
         minillm's are."""
         trained = self.optimizer.param_groups[0]["params"]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minillm.adapt.lora import lora_layers
 from minillm.adapt.lora_linear import LoRALinear
 from minillm.adapt.prompts import Wrapped
 from minillm.cross_entropy import is_frozen_head
@@ -22,7 +23,6 @@ from minillm.data.batches import Batches, Row
 from minillm.generate import generate
 from minillm.losses import IGNORED, supervision, to_losses, token_loss
 from minillm.peft_format import load_adapter, save_adapter
-from minillm.peft_lora import lora_layers
 from minillm.precision import DTYPES, Precision
 from minillm.progress import load_trainable, trainable_state
 from minillm.runs import Run

@@ -155,15 +155,17 @@ def describe(row: Row) -> str:
     """A row's line: where, name, shape, dtype, norm, largest value, line of code."""
     shape = str(tuple(row.tensor.shape))
     kind = str(row.tensor.dtype).removeprefix("torch.")
-    numbers = ""
-    if row.tensor.is_floating_point():
-        wide = row.tensor.detach().double().flatten()
+    numbers, tensor = "", row.tensor.detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if tensor.is_floating_point():
+        wide = tensor.double().flatten()
         hidden = int(wide.isneginf().sum())
         wide = wide[~wide.isneginf()]
         largest = float(wide.abs().max()) if len(wide) else 0.0
         numbers = f"{float(wide.norm()):11.4g}{largest:11.4g}"
         numbers += f"  {hidden} x -inf" if hidden else ""
-    return f"{row.place:<36} {row.name:<12} {shape:<20} {kind:<9}{numbers:<36}{row.line}".rstrip()
+    return f"{row.place:<36} {row.name:<12} {shape:<20} {kind:<10}{numbers:<36}{row.line}".rstrip()
 
 
 def is_in(row: Row, blocks: list[str]) -> bool:

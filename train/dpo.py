@@ -80,9 +80,10 @@ def show_preferences(job: Job, dpo: DPO, held_out: list, seed: int, title: str) 
     print(
         f"{title:>8}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%}, margin "
         f"{found['margin']:.3f}, better one likelier {found['likelier']:.1%} of {found['n']} "
-        f"pairs; KL to the reference {kl:.2f} +- {error:.2f} nats an answer", flush=True,
+        f"pairs; KL to the reference {kl:.2f} +- {error:.2f} nats an answer (up to {KL_TOKENS} "
+        f"tokens of each of {len(prompts)})", flush=True,
     )  # fmt: skip
-    return found | {"kl": kl, "kl_error": error}
+    return found | {"kl": kl, "kl_error": error, "kl_n": len(prompts), "kl_tokens": KL_TOKENS}
 
 
 def main(argv=None) -> dict | None:

@@ -148,11 +148,13 @@ class LoRALinear(Linear):
             return
         base, a, b = self.weight, self.lora_A.detach().clone(), self.lora_B.detach().clone()
         # summed in fp32 and rounded once: in bf16, W + small loses most of small
-        merged = (base.to(a.dtype) + self.delta()).to(base.dtype)
+        with torch.autocast(base.device.type, enabled=False):
+            merged = (base.to(a.dtype) + self.delta()).to(base.dtype)
+        host = _to_host(base.data) if base.is_cuda else None  # may fail: before anything changes
         self._set_aside.append(base)
         self.weight = nn.Parameter(merged, base.requires_grad)
-        if base.is_cuda:
-            base.data = _to_host(base.data)
+        if host is not None:
+            base.data = host
         self._merged_from = (a, b, self._versions())
         self.has_weights_merged = True
 
@@ -162,9 +164,10 @@ class LoRALinear(Linear):
         if not self.has_weights_merged:
             return
         if self._set_aside:
-            base = self._set_aside.pop()
+            base = self._set_aside[0]  # until it is back: a full GPU may refuse it
             base.data = base.data.to(self.weight.device, non_blocking=True)
             self.weight = base
+            self._set_aside.clear()
         else:  # the flag was set by hand: no original is at hand
             self.weight.data -= self.delta().to(self.weight.dtype)
         self._merged_from = ()

@@ -75,7 +75,6 @@ def encode_samples(samples: Sequence[Sample], tokenizer, max_length: int) -> Enc
     for sample in samples:
         response = encode_response(sample.response, tokenizer)
         fitting = shorten(sample, tokenizer, max_length - len(response))
-        shortened += fitting is not sample
         prompt = tokenizer.encode(fitting.prompt, bos=True)
         room = max_length - len(prompt)
         if sample.body is not None and room < len(response):
@@ -83,6 +82,7 @@ def encode_samples(samples: Sequence[Sample], tokenizer, max_length: int) -> Enc
         if room < 1:
             dropped += 1
             continue
+        shortened += fitting is not sample
         truncated += len(response) > room
         tokens = torch.tensor(prompt + response[:room])
         labels = tokens.clone()

@@ -215,7 +215,7 @@ def read_csv_rows(path: Path) -> Rows:
     Errors: UserError for a broken file and one without rows.
     """
     csv.field_size_limit(2**31 - 1)  # an article may be longer than the library expects
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         rows = [(row, f"{path}:{reader.line_num}") for row in reader]
     except csv.Error as error:

@@ -117,3 +117,12 @@ def test_the_memory_of_a_packed_forward_is_predicted(kind):
     found, predicted = (f(model, batch, how, 8).rows() for f in (measure_footprint,
                                                                 predict_footprint))  # fmt: skip
     assert predicted == pytest.approx(found, rel=0.02, abs=2048)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_step_is_taken_to_have_several_forwards(kind):
+    """As many as its texts fill, whatever --accumulation-steps says: gradients are in place."""
+    model, how = MODELS[kind](), Precision("fp32", torch.device("cpu"))
+    batch = Batches(ragged(), 8, 0, 0, 128, 100).largest(1)
+    one, many = (predict_footprint(model, batch, how, steps) for steps in (1, 8))
+    assert one.total == many.total

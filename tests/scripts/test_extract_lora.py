@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from llama import load_llama, save_llama
+from minillm.adapt.lora import lora_layers
 from minillm.errors import UserError
 from minillm.peft_format import load_adapter
-from minillm.peft_lora import lora_layers
 from tests.conftest import MODELS, TINY_LLAMA
 from tools import extract_lora
 from tools.extract_lora import energy_kept, find_changes

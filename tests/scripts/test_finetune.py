@@ -1,11 +1,13 @@
 """train/finetune_llama.py as a user runs it, on the bundled tiny model."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from llama import load_llama
+from minillm.errors import UserError
 from minillm.peft_format import load_adapter, read_notes
 from minillm.runs import read_metrics
 from tests.conftest import TINY_LLAMA, shared
@@ -36,6 +38,19 @@ def test_a_run_leaves_settings_metrics_picture_adapter_and_checkpoints(run):
     assert json.loads((folder / "config.json").read_text())["lr"] == 0.01
 
 
+@pytest.fixture(scope="module")
+def unsaved(tmp_path_factory):
+    """The folder of two steps that kept no weights."""
+    folder = tmp_path_factory.mktemp("runs") / "unsaved"
+    finetune_llama.main([*QUICK, "--max-iters", "2", "--no-save", "--out-dir", str(folder)])
+    return folder
+
+
+def test_a_run_that_saves_nothing_leaves_no_weights(unsaved):
+    names = {path.name for path in unsaved.iterdir()} - {".lock"}
+    assert names == {"config.json", "loss.png", "metrics.jsonl", "summary.json"}
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_that_saves_nothing_trains_the_same(tmp_path, method):
     losses = {}
@@ -44,22 +59,40 @@ def test_a_run_that_saves_nothing_trains_the_same(tmp_path, method):
         finetune_llama.main([*QUICK, "--method", method, "--out-dir", str(folder), *flags])
         losses[name] = [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
     assert losses["measured"] == losses["kept"]
-    names = {path.name for path in (tmp_path / "measured").iterdir()}
-    assert names - {".lock"} == {"config.json", "loss.png", "metrics.jsonl", "summary.json"}
 
 
-@pytest.mark.parametrize("began", [["--no-save"], []])
-def test_what_was_begun_without_weights_or_before_there_was_a_choice_is_resumed(tmp_path, began):
+def test_a_complete_run_without_checkpoints_is_not_resumed(unsaved):
+    """It would begin again and lose its log."""
+    log = (unsaved / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="--overwrite"):
+        finetune_llama.main([*QUICK, "--out-dir", str(unsaved), "--resume"])
+    assert (unsaved / "metrics.jsonl").read_text() == log
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(unsaved, tmp_path, capsys):
+    shutil.copytree(unsaved, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed before its end
+    finetune_llama.main([*QUICK, "--out-dir", str(tmp_path / "run"), "--resume"])
+    assert "begins again" in capsys.readouterr().out
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_run_begun_before_there_was_no_save_goes_on_from_its_checkpoint(tmp_path):
     folder = tmp_path / "run"
     flags = [*QUICK, "--out-dir", str(folder)]
-    finetune_llama.main([*flags, "--max-iters", "2", *began])
+    finetune_llama.main([*flags, "--max-iters", "2"])
     settings = json.loads((folder / "config.json").read_text())
-    if not began:
-        del settings["no-save"]  # as an older version wrote it
-        (folder / "config.json").write_text(json.dumps(settings))
+    del settings["no-save"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    before = read_metrics(folder / "metrics.jsonl")
     finetune_llama.main([*flags, "--resume"])
-    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4]
-    assert (folder / "adapter").exists()
+    after = read_metrics(folder / "metrics.jsonl")
+    assert after[:2] == before and [row["step"] for row in after] == [1, 2, 3, 4]
+
+
+def test_keep_last_and_no_save_contradict_each_other():
+    with pytest.raises(UserError, match="contradict"):
+        finetune_llama.main([*QUICK, "--keep-last", "--no-save"])
 
 
 def test_a_run_tells_what_it_did(run):
@@ -91,8 +124,6 @@ def test_the_adapter_answers_by_its_own_template(run, capsys):
 
 
 def test_the_adapter_fits_its_base_and_no_other(run):
-    from minillm.errors import UserError
-
     model, _ = load_llama(TINY_LLAMA, n_layers=1)
     load_adapter(model, run[0] / "adapter")
     assert read_notes(run[0] / "adapter")["template"]["name"] == "alpaca"
@@ -101,8 +132,6 @@ def test_the_adapter_fits_its_base_and_no_other(run):
 
 
 def test_a_merged_adapter_is_a_model_that_answers_the_same(run, tmp_path):
-    from minillm.errors import UserError
-
     adapter, merged = str(run[0] / "adapter"), str(tmp_path / "merged")
     merge_adapter.main(["--adapter", adapter, "--out", merged])
     ask = ["--prompt", "Where does Nora live?", "--max-new-tokens", "12", "--template", "alpaca"]

@@ -2,7 +2,6 @@
 
 import pytest
 
-from minillm.plots import at_peak
 from tests.conftest import shared
 from tools import memory_table
 from tools.memory_report import agreement, explanations, find, table_1, table_2
@@ -130,13 +129,3 @@ def test_what_would_not_fit_is_not_run(tmp_path):
     flags = ["--init", "llama-2-70b", "--tokenizer", str(shared("llama2_tokenizer.model"))]
     results = memory_table.main([*flags, "--samples", "8", "--out-dir", str(tmp_path / "m")])
     assert not any(result["fits"] for result in results.values())
-
-
-@pytest.mark.parametrize("work", [5.0, 0.0, -30.0, -90.0])
-def test_bars_end_at_the_total(work):
-    """Also where activations were freed before the peak."""
-    found = {"trainable weights": 100.0, "gradients": 100.0, "activations": 80.0, "logits": 2.0,
-             "16-bit copies of weights": 9.0, "work": work}  # fmt: skip
-    shown = at_peak(found)
-    assert sum(shown.values()) == sum(found.values()) and min(shown.values()) >= 0
-    assert shown["gradients"] == 100

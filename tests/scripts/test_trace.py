@@ -142,3 +142,11 @@ def test_it_prints_the_blocks_asked_for_and_draws_their_heads(tmp_path, capsys, 
 def test_a_block_or_head_that_is_not_there_is_an_error(tmp_path, flag, value):
     with pytest.raises(UserError, match=f"{flag} 6: there are 0 to 5"):
         trace.main(["--prompt", "Nora", flag, value, "--out-dir", str(tmp_path)])
+
+
+def test_complex_rows_have_the_norm_of_their_numbers():
+    rows = [r for r in trace.trace(MODELS["llama-gqa"]().eval(), TOKENS) if r.tensor.is_complex()]
+    assert rows
+    for row in rows:
+        shown = trace.describe(row).split("complex64")[1].split()[0]
+        assert float(shown) == pytest.approx(float(row.tensor.abs().norm()), rel=1e-3)
