@@ -309,3 +309,21 @@ def test_loading_takes_no_more_memory_than_the_model(tokenizer, tmp_path, layout
     command = [sys.executable, "-c", MEMORY_PROBE, str(tmp_path), dtype]
     ratio = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert ratio <= 1.1
+
+
+def test_shards_in_the_hubs_own_cache_load(folder, model):
+    """There every file of a snapshot is a link to ../../blobs."""
+    cache = folder.parent / "models--x--y"
+    snapshot, blobs = cache / "snapshots" / "abc", cache / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    state = load_file(folder / "model.safetensors")
+    save_file(state, blobs / "f00d")
+    (snapshot / "model-00001-of-00001.safetensors").symlink_to("../../blobs/f00d")
+    index = {"weight_map": dict.fromkeys(state, "model-00001-of-00001.safetensors")}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    for file in folder.glob("*"):
+        if file.suffix != ".safetensors":
+            shutil.copy(file, snapshot)
+    again, _ = load_llama(snapshot)
+    assert equal_states(again, model)

@@ -8,7 +8,7 @@ from torch import nn
 
 from minillm import beam_search, generate
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
-from minillm.errors import UserError
+from minillm.errors import NumericError, UserError
 from tests.conftest import MODELS
 
 VOCAB = 4
@@ -80,3 +80,10 @@ def test_it_stops_at_the_context_and_refuses_no_beams(model):
     assert len(beam_search(model, [[1] * 125], 50)[0]) == 3
     with pytest.raises(UserError, match="n_beams 0"):
         beam_search(model, [[1]], 3, n_beams=0)
+
+
+def test_logits_that_are_no_numbers_are_an_error(model):
+    with torch.no_grad():
+        model.vocabulary_head.weight.fill_(float("nan"))
+    with pytest.raises(NumericError, match="no numbers"):
+        beam_search(model, [[1, 2]], 4)

@@ -104,3 +104,10 @@ def test_a_soft_prompts_columns_count_as_tokens(tokenizer):
     soft, _ = adapt(model, tokenizer, "prompt_tuning", options)
     assert training_flops(soft, 100, 0, 10) == pytest.approx(2 * training_flops(soft, 100, 0, 0))
     assert torch.is_tensor(soft.table)
+
+
+def test_a_prompt_without_a_body_has_the_whole_context(model, tokenizer):
+    """--max-length shortens articles; training takes such a prompt as it is."""
+    long = Sample(" ".join(["word"] * 20), " x")
+    (answer,) = write_answers(model, tokenizer, [long], 8, max_length=16)
+    assert answer.n_tokens <= 8

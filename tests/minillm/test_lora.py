@@ -9,7 +9,7 @@ from torch import nn
 from gpt2 import GPT2, GPT2Config
 from llama import Llama
 from minillm import LoRALinear, add_lora, generate, lora_state_dict, mark_only_lora_as_trainable
-from minillm.adapt.lora import fold_lora
+from minillm.adapt.lora import fold_lora, lost_in_merging
 from minillm.errors import UserError
 from tests.conftest import equal_states, sharp, small_config, small_gpt2
 
@@ -418,3 +418,23 @@ def test_folded_slices_give_the_same_logits(gpt2):
     fold_lora(gpt2)
     assert torch.equal(gpt2(tokens), want)
     assert gpt2.h[0].attn.c_attn.parts == ("q", "k", "v")
+
+
+def test_what_merging_in_16_bits_loses_is_told(model):
+    """A planted update below bf16's resolution: all of it is lost; in fp32 next to nothing."""
+    for name, p in model.named_parameters():
+        if name.endswith(("wq.weight", "wv.weight")):
+            p.data.fill_(1.0)
+        elif name.endswith("lora_A"):
+            p.data.fill_(1e-4)
+        elif name.endswith("lora_B"):
+            p.data.fill_(1e-2)
+    assert lost_in_merging(model) < 0.1
+    assert lost_in_merging(model.to(torch.bfloat16)) == pytest.approx(1.0, abs=0.01)
+
+
+def test_merging_under_autocast_is_merging_in_fp32(model):
+    layer, update = model.layers[0].attention.wq, model.layers[0].attention.wq.delta()
+    with torch.autocast("cpu", torch.bfloat16):
+        merged = layer.eval().weight.detach().clone()
+    assert torch.equal(merged, layer.train().weight + update)

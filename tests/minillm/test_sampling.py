@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minillm.errors import UserError
+from minillm.errors import NumericError, UserError
 from minillm.sampling import Sampling, candidates, penalize_repetition, sample_next_token
 
 
@@ -91,3 +91,9 @@ def test_the_penalty_is_that_of_transformers():
 def test_a_min_p_outside_its_range_is_refused(value):
     with pytest.raises(UserError, match="min_p"):
         Sampling(1.0, min_p=value)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_error_also_of_greedy_decoding(temperature):
+    with pytest.raises(NumericError, match="no numbers"):
+        draws([0.0, math.nan, 1.0], 1, temperature=temperature)

@@ -294,3 +294,10 @@ def test_posts_lie_between_blank_lines_and_references_may_be_lines():
     assert read_posts("a b\nc\n\n\nd\n") == ["a b c", "d"]
     assert read_references("one\ntwo\n", 2) == ["one", "two"]
     assert read_references("one\nmore\n\ntwo\n", 2) == ["one more", "two"]
+
+
+def test_a_csv_that_was_cut_inside_a_field_is_refused(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [article(i) for i in range(4)])
+    path.write_text(path.read_text() + '"a cut article","the first half of')
+    with pytest.raises(UserError, match="broken CSV"):
+        TASKS["cnn_dailymail"].read(path, SUMMARY)

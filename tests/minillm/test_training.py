@@ -370,3 +370,37 @@ def test_one_process_holds_a_folder_until_its_last_run_of_it_ends(tmp_path):
     del second
     gc.collect()
     assert (tmp_path / "run").resolve() not in _HELD
+
+
+def begin_and_resume(folder, changes, precision=FP32, first=FP32, **flags):
+    """Two steps in `first`, then a third with other settings; the optimizer and the run."""
+    batches = Batches(ragged_rows(6), 2, 0)
+    for step, how, more in ((2, first, {}), (3, precision, changes)):
+        settings = TrainSettings(lr=0.01, accumulation_steps=1, max_iters=step, **more)
+        run = Run(folder, {}, resume=step == 3, made_with={"precision": how.name}, **flags)
+        _, optimizer = train(lora_model(), token_loss, batches, None, settings, how, run)
+    return optimizer, run
+
+
+def test_a_resumed_run_decays_weights_as_it_is_now_told(tmp_path):
+    optimizer, _ = begin_and_resume(tmp_path / "run", {"weight_decay": 0.5})
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert all(state["step"] == 3 for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize(("first", "then"), [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_run_goes_on_in_another_precision_and_says_so(tmp_path, capsys, first, then):
+    first, then = (choose_precision(name, "cpu") for name in (first, then))
+    _, run = begin_and_resume(tmp_path / "run", {}, then, first)
+    assert len(run.rows()) == 3
+    assert f"made with precision {first.name}, here it is {then.name}" in capsys.readouterr().err
+
+
+def test_a_resume_that_is_refused_leaves_the_settings_as_they_were(tmp_path):
+    begin_and_resume(tmp_path / "run", {}, identity={"data": "one"})
+    run = Run(tmp_path / "run", {"data": "other.json"}, True, identity={"data": "other"},
+              override=True)  # fmt: skip
+    with pytest.raises(UserError, match="another data"):
+        train(lora_model(), token_loss, Batches(ragged_rows(6), 2, 0), None, TrainSettings(), FP32,
+              run)  # fmt: skip
+    assert (tmp_path / "run" / "config.json").read_text().strip() == "{}"

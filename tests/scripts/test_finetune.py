@@ -11,7 +11,7 @@ from minillm.errors import UserError
 from minillm.peft_format import load_adapter, read_notes
 from minillm.runs import read_metrics
 from tests.conftest import TINY_LLAMA, shared
-from tools import chat, generate, merge_adapter
+from tools import chat, evaluate, generate, merge_adapter
 from train import finetune_llama
 
 QUICK = ["--layers", "1", "--samples", "16", "--held-out", "8", "--accumulation-steps", "4"]
@@ -220,3 +220,12 @@ def test_one_decoder_layer_of_7b_size_learns_from_the_real_alpaca(tmp_path):
         "--data", str(shared("alpaca_200.json")), "--out-dir", str(tmp_path / "run"),
     ])  # fmt: skip
     assert after < before
+
+
+def test_the_adapter_is_measured_on_what_the_bundled_task_holds_out(run, tmp_path):
+    """It has no test split."""
+    adapter = ["--adapter", str(run[0] / "adapter"), "--task", "alpaca"]
+    reports = evaluate.main([*adapter, "--samples", "4", "--max-new-tokens", "4",
+                             "--out-dir", str(tmp_path)])  # fmt: skip
+    kept = json.loads((tmp_path / "evaluation-validation" / "text" / "results.json").read_text())
+    assert reports["text"]["n"] == 4 and kept["settings"]["template"]["name"] == "alpaca"
