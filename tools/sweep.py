@@ -109,8 +109,13 @@ def train_and_measure(folder: Path, flags: list[str], measured: list[str]) -> di
     if min(held_out) != rows[-1]["held_out_loss"]:
         last = folder / f"{kind}_last"
         results["last"] = measure([flag, str(last), *measured], last)
-    lr = read_json(folder / "config.json")["lr"]
-    return results | {"lr": lr, "steps": len(rows), "best held-out loss": min(held_out)}
+    began, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
+    return results | {
+        "lr": began["lr"], "scale": began["alpha"] / began["rank"] if began["rank"] else None,
+        "trainable": f"{summary['trainable']:,}, "
+                     f"{summary['trainable'] / summary['parameters']:.2%} of all",
+        "steps": len(rows), "best held-out loss": min(held_out),
+    }  # fmt: skip
 
 
 def table(results: dict[str, dict]) -> list[dict]:
@@ -128,6 +133,7 @@ def table(results: dict[str, dict]) -> list[dict]:
                 "95 % interval": f"{low:.2%} to {high:.2%}",
                 "unparseable": f"{report['unparseable_share']:.2%}",
                 "p against first": None if title == first else max(test["p_value"], 1e-6),
+                "scale": result.get("scale"), "trainable": result.get("trainable"),
                 "lr": result.get("lr"), "steps": result.get("steps"),
                 "best held-out loss": result.get("best held-out loss"),
             })  # fmt: skip

@@ -159,3 +159,8 @@ def test_a_comparison_fills_its_report_and_resumes_cell_by_cell(checkpoint, tmp_
     done = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.json")}
     assert compare_methods.main(command) == results
     assert done == {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.json")}
+
+
+@pytest.mark.parametrize("flags", [["--max-length", "9"], ["--max-length=9"], ["--max_length=9"]])
+def test_a_flag_of_every_run_is_known_however_it_is_written(flags):
+    assert compare_methods.flag_value(["--lr", "1", *flags], "--max-length", "512") == "9"

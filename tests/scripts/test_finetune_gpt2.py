@@ -176,6 +176,7 @@ def test_a_sweep_fills_its_tables_and_resumes_cell_by_cell(tmp_path):
         path.name for path in folder.iterdir()
     }
     assert len((folder / "table.csv").read_text().splitlines()) == 12
+    assert {result["scale"] for result in list(results.values())[1:]} == {4.0, 16.0, None}
     done = {path.name: path.stat().st_mtime_ns for path in folder.glob("cell-*.json")}
     assert sweep.main(command) == results
     assert done == {path.name: path.stat().st_mtime_ns for path in folder.glob("cell-*.json")}
