@@ -55,13 +55,17 @@ def causal_attention(
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     causal = mask is None and q.size(2) > 1
-    takes_groups = mask is None and q.dtype.itemsize == 2 and has_native_bf16(q.device)
-    if q.is_cuda and not takes_groups:  # which is flash attention; all others would fall back
+    if q.is_cuda and not _is_flashs(q, mask):  # other fused kernels take no grouped heads
         k, v = _for_every_head(k, q), _for_every_head(v, q)
     grouped = q.size(1) != k.size(1)
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, is_causal=causal, enable_gqa=grouped
     )
+
+
+def _is_flashs(q: Tensor, mask: Tensor | None) -> bool:
+    """Whether a GPU's flash attention takes it: no mask, 16 bits, capability 8.0 or more."""
+    return mask is None and q.dtype.itemsize == 2 and has_native_bf16(q.device)
 
 
 def _for_every_head(x: Tensor, q: Tensor) -> Tensor:
