@@ -94,6 +94,12 @@ def flag_value(flags: list[str], name: str, default: str) -> str:
     return values[-1] if values else default
 
 
+def of_model(flags: list[str]) -> list[str]:
+    """Those that evaluate takes too: a run's own folder tells them, an untuned model's does not."""
+    found = {name: flag_value(flags, name, "") for name in ("--layers", "--template")}
+    return [word for name, value in found.items() if value for word in (name, value)]
+
+
 def search(folder: Path, script: Path, method: str, grid: list[float], flags: list[str]) -> dict:
     """Held-out loss of a short run with each rate (None where it diverged), and the best rate.
 
@@ -160,11 +166,9 @@ def main(argv=None) -> dict:
                 "--max-length", flag_value(train_flags, "--max-length", "512")]  # fmt: skip
     measured += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
 
-    # what a run's own folder tells of it, the untuned model has to be told
-    told = [word for name in ("--layers", "--template") if (value := flag_value(
-        train_flags, name, "")) for word in (name, value)]  # fmt: skip
     untuned = done_once(folder / "untuned.json", lambda: measure(
-        ["--checkpoint", str(base), *told, *measured], folder / "untuned"))  # fmt: skip
+        ["--checkpoint", str(base), *of_model(train_flags), *measured], folder / "untuned"
+    ))  # fmt: skip
     # a tenth of a short run warms up: with the long run's warm-up it might do nothing else
     short = [*flags, "--max-iters", str(args.search_steps), "--seed", str(args.seeds[0]),
              "--warmup", str(args.search_steps // 10)]  # fmt: skip

@@ -164,3 +164,8 @@ def test_a_comparison_fills_its_report_and_resumes_cell_by_cell(checkpoint, tmp_
 @pytest.mark.parametrize("flags", [["--max-length", "9"], ["--max-length=9"], ["--max_length=9"]])
 def test_a_flag_of_every_run_is_known_however_it_is_written(flags):
     assert compare_methods.flag_value(["--lr", "1", *flags], "--max-length", "512") == "9"
+
+
+def test_the_untuned_model_is_cut_and_asked_as_the_tuned_ones():
+    flags = ["--lr", "1", "--layers=2", "--template", "mine.json"]
+    assert compare_methods.of_model(flags) == ["--layers", "2", "--template", "mine.json"]
