@@ -89,7 +89,6 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return {n: t for n, t in state.items() if n.rpartition(".")[2] in ("lora_A", "lora_B")}
 
 
-@torch.no_grad()
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """The layers with an update, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear) and m.is_lora()}
@@ -101,13 +100,16 @@ def lost_in_merging(model: nn.Module) -> float:
     the updates' norm: next to nothing in fp32; in 16 bits W + small keeps little of small."""
     lost = total = 0.0
     for layer in lora_layers(model).values():
+        was_training = layer.training
         base, delta = layer.train().weight, layer.delta()
         kept = (base.to(delta.dtype) + delta).to(base.dtype).to(delta.dtype) - base
         lost += float((kept - delta).square().sum())
         total += float(delta.square().sum())
+        layer.train(was_training)
     return (lost / total) ** 0.5 if total else 0.0
 
 
+@torch.no_grad()
 def fold_lora(model: nn.Module) -> int:
     """Adds every update to its weight for good, leaving plain linear layers; returns how many.
 
