@@ -62,6 +62,19 @@ def test_in_16_bits_its_gradients_are_as_close_to_the_exact_ones_as_the_explicit
     assert errors["sdpa"] <= 1.5 * errors["explicit"] + 1e-3
 
 
+@pytest.mark.parametrize("n_keys", [4, 2])
+@pytest.mark.parametrize("left_pad", [None, torch.tensor([0, 5])])
+def test_a_single_query_in_16_bits_sees_what_the_last_of_several_sees(n_keys, left_pad):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 9, 8).bfloat16() for n in (4, n_keys, n_keys))
+    with torch.no_grad():
+        together = causal_attention(q, k, v, attention_mask(0, 9, left_pad, 0, "cpu"), "sdpa")
+        mask = attention_mask(8, 1, left_pad, 0, "cpu")
+        alone = causal_attention(q[:, :, -1:], k, v, mask, "sdpa")
+    assert alone.shape == (2, 1, 4 * 8)
+    torch.testing.assert_close(alone, together[:, -1:])
+
+
 def test_in_16_bits_a_segment_trains_as_it_does_alone():
     torch.manual_seed(0)
     inputs = [torch.randn(1, 4, 12, 8).bfloat16() for _ in range(3)]

@@ -97,7 +97,7 @@ def onednn(monkeypatch):
 
 
 @pytest.mark.usefixtures("onednn")
-@pytest.mark.parametrize("n_rows", [1, 5])
+@pytest.mark.parametrize("n_rows", [1, 3, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", ["llama-gqa", "gpt2", "phi"])
 def test_a_packed_model_computes_the_same(kind, dtype, n_rows):
