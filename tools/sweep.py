@@ -126,13 +126,13 @@ def table(results: dict[str, dict]) -> list[dict]:
     for title, result in results.items():
         for checkpoint in (name for name in CHECKPOINTS if name in result):
             report, right = result[checkpoint]["report"], result[checkpoint]["right"]
-            test = paired_test(right, results[first][checkpoint]["right"])
+            p = paired_test(right, results[first][checkpoint]["right"])["p_value"]
             low, high = report["interval_95"]
             rows.append({
                 "cell": title, "checkpoint": checkpoint, "accuracy": f"{report['accuracy']:.2%}",
                 "95 % interval": f"{low:.2%} to {high:.2%}",
                 "unparseable": f"{report['unparseable_share']:.2%}",
-                "p against first": None if title == first else max(test["p_value"], 1e-6),
+                "p against first": None if title == first else "< 1e-6" if p < 1e-6 else p,
                 "scale": result.get("scale"), "trainable": result.get("trainable"),
                 "lr": result.get("lr"), "steps": result.get("steps"),
                 "best held-out loss": result.get("best held-out loss"),
