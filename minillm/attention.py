@@ -70,8 +70,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float 
 def _is_slow_alone(q: Tensor) -> bool:
     """Whether the fused kernel takes longer over one query than over two: in bf16 on a CPU, two to
     three times (GPT-2's heads over 512 columns: 389 us a layer and 154)."""
-    one_in_bf16 = q.size(2) == 1 and q.dtype == torch.bfloat16
-    return one_in_bf16 and q.device.type == "cpu" and has_native_bf16(q.device)
+    one_in_bf16 = q.size(2) == 1 and q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    return one_in_bf16 and not torch.compiler.is_compiling() and has_native_bf16(q.device)
 
 
 def _is_flashs(q: Tensor, mask: Tensor | None) -> bool:
