@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from minillm.adapt.lora import evaluating
 from minillm.errors import NumericError, UserError
 from minillm.generate import check_prompts, next_logits, pad_left
 
@@ -29,20 +30,18 @@ def beam_search(
     al. 2016, without coverage). Finished ones are kept apart, and the search for a prompt ends when
     none of its live beams can still beat the best of them. n_beams >= V ** (max_new_tokens - 1)
     tries everything. As in `generate`, it ends for all where the longest fills the context.
-    Errors: UserError for an empty or too long prompt or n_beams below 1.
+    Errors: UserError for an empty or too long prompt, n_beams below 1, a negative length_penalty.
     """
     if n_beams < 1:
         raise UserError(f"n_beams {n_beams}: must be at least 1; change it")
+    if not length_penalty >= 0:  # an end that could still win would not be waited for
+        raise UserError(f"length_penalty {length_penalty}: must not be negative; change it")
     limit = model.config.max_seq_len
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return _search(model, prompts, max_new_tokens, n_beams, use_cache, length_penalty, eos_id)
-    finally:
-        model.train(was_training)
 
 
 def _search(model, prompts, max_new_tokens, n_beams, use_cache, length_penalty, eos_id):

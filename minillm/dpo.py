@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minillm.adapt.lora import evaluating
 from minillm.adapt.lora_linear import LoRALinear
 from minillm.data.batches import Row, collate
 from minillm.data.samples import Sample, shorten
@@ -27,7 +28,7 @@ from minillm.training import to_device
 @contextmanager
 def without_lora(model: nn.Module) -> Iterator[nn.Module]:
     """The model with its LoRA layers switched off, while it is on."""
-    layers = [m for m in model.modules() if isinstance(m, LoRALinear) and m.is_lora()]
+    layers = [m for m in model.modules() if isinstance(m, LoRALinear) and m.enabled]
     for layer in layers:
         layer.enabled = False
     try:
@@ -77,20 +78,17 @@ def preference_report(
 ) -> dict[str, float]:
     """Means over pairs: loss, margin, accuracy (how often the better answer gained more), and
     `likelier`, how often it is the likelier one outright; n pairs. Dropout off."""
-    was_training = model.training
-    model.eval()
     sums = dict.fromkeys(("loss", "margin", "accuracy", "likelier"), 0.0)
     n = 0
     for batch in tqdm(batches, desc="preferences", unit="batch", leave=False):
         batch = to_device(batch, precision.device)
-        with precision.autocast():
+        with evaluating(model), precision.autocast():
             loss, count, told = dpo(model, batch)
             logprobs = sequence_logprobs(model, batch)
         likelier = (logprobs[0::2] > logprobs[1::2]).sum()
         for name, value in {"loss": loss, "likelier": likelier, **told}.items():
             sums[name] += float(value)
         n += int(count)
-    model.train(was_training)
     return {name: value / n for name, value in sums.items()} | {"n": n}
 
 
@@ -111,13 +109,11 @@ def kl_to_reference(
         labels = tokens.clone()
         labels[: len(prompt)] = IGNORED
         rows.append(Row(tokens, labels))
-    was_training = model.training
-    model.eval()
     device, found = next(model.parameters()).device, []
     for start in range(0, len(rows), 16):
         batch = collate(rows[start : start + 16], tokenizer.pad_id, model.config.max_seq_len)
         batch = to_device(batch, device)
-        found.append(sequence_logprobs(model, batch) - dpo.reference_logprobs(model, batch))
-    model.train(was_training)
+        with evaluating(model):
+            found.append(sequence_logprobs(model, batch) - dpo.reference_logprobs(model, batch))
     gaps = torch.cat(found)
     return float(gaps.mean()), float(gaps.std()) / math.sqrt(len(gaps))

@@ -85,6 +85,10 @@ def load(family: Family, options: BaseOptions) -> Base:
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     dtype = frozen_dtype(options.frozen_dtype, options.method, precision.dtype)
+    if precision.name == "fp32" and dtype != torch.float32:
+        precision = choose_precision(options.frozen_dtype, device)
+        print(f"warning: --frozen-dtype {precision.name}: such weights are multiplied in "
+              f"{precision.name}; --precision fp32 has no effect", file=sys.stderr)  # fmt: skip
     before = reset_peak(device)
     torch.manual_seed(options.seed)
     model, tokenizer, name = load_base(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minillm.adapt.lora import evaluating
 from minillm.cache import KVCache
 from minillm.errors import UserError
 from minillm.linear import pack, unpack
@@ -44,7 +45,8 @@ def generate(
     Rows may differ in length: a ragged batch gives what each prompt gives alone. Row i draws from
     its own stream, seed + i, so a sample does not depend on its neighbours. Generation stops at
     `max_new_tokens`, or for all rows where the longest fills the model's context.
-    Merges LoRA for the time it runs and puts the model back into the mode it was in.
+    Merges LoRA for the time it runs, where the weights keep the update (`eval_exactly`), and puts
+    the model back into the mode it was in.
 
     Shapes: prompt (P, D), a soft prompt before every row. Units: max_new_tokens in tokens.
     Errors: UserError for an empty prompt, one that leaves no room in the context, or a sampling
@@ -88,30 +90,28 @@ def generate_steps(
         cache = model.new_cache(len(prompts), n_prompt + tokens.size(1) + max_new_tokens)
     rows: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
-    was_training = model.training
-    model.eval()
-    try:
-        for n in range(max_new_tokens):
-            if n == 1 and cache is not None and max_new_tokens >= LONG:
-                pack(model)
-            with torch.inference_mode():  # of a token, no_grad would take 2 to 3 % more
-                logits = next_logits(model, tokens, cache, left_pad, prompt)  # (B, V)
-                penalty = sampling.repetition_penalty
-                penalized = penalize_repetition(logits, tokens, left_pad, penalty)
-                chosen = sample_next_token(penalized, sampling, streams)  # (B,)
-            tokens = torch.cat((tokens, chosen[:, None]), dim=1)  # (B, T + 1)
-            ids = chosen.tolist()
-            shown = [None if end else token for end, token in zip(ended, ids, strict=True)]
-            yield Step(shown, logits.clone())  # an ordinary tensor again
-            for i in (i for i, end in enumerate(ended) if not end):
-                rows[i].append(ids[i])
-                at_stop = stop is not None and stop.ends(prompts[i], rows[i])
-                ended[i] = at_stop or ids[i] == eos_id
-            if all(ended):
-                return
-    finally:
-        unpack(model)
-        model.train(was_training)
+    with evaluating(model):
+        try:
+            for n in range(max_new_tokens):
+                if n == 1 and cache is not None and max_new_tokens >= LONG:
+                    pack(model)
+                with torch.inference_mode():  # of a token, no_grad would take 2 to 3 % more
+                    logits = next_logits(model, tokens, cache, left_pad, prompt)  # (B, V)
+                    penalty = sampling.repetition_penalty
+                    penalized = penalize_repetition(logits, tokens, left_pad, penalty)
+                    chosen = sample_next_token(penalized, sampling, streams)  # (B,)
+                tokens = torch.cat((tokens, chosen[:, None]), dim=1)  # (B, T + 1)
+                ids = chosen.tolist()
+                shown = [None if end else token for end, token in zip(ended, ids, strict=True)]
+                yield Step(shown, logits.clone())  # an ordinary tensor again
+                for i in (i for i, end in enumerate(ended) if not end):
+                    rows[i].append(ids[i])
+                    at_stop = stop is not None and stop.ends(prompts[i], rows[i])
+                    ended[i] = at_stop or ids[i] == eos_id
+                if all(ended):
+                    return
+        finally:
+            unpack(model)
 
 
 def next_logits(

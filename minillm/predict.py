@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from minillm.adapt.lora import evaluating
 from minillm.data.batches import Row, collate
 from minillm.data.samples import Sample
 from minillm.errors import UserError
@@ -86,12 +87,10 @@ def read_label(text: str, labels: Sequence[str]) -> Prediction:
 def _likeliest(model, tokenizer, prompts: list[str], labels: Sequence[str]) -> list[Prediction]:
     """Each prompt's likeliest label, by the summed log-probability of the label's tokens."""
     rows = [label_row(tokenizer, prompt, label) for prompt in prompts for label in labels]
-    was_training = model.training
-    model.eval()
     batch = collate(rows, tokenizer.pad_id, model.config.max_seq_len)
     device = next(model.parameters()).device
-    scores = sequence_logprobs(model, [tensor.to(device) for tensor in batch])
-    model.train(was_training)
+    with evaluating(model):
+        scores = sequence_logprobs(model, [tensor.to(device) for tensor in batch])
     scores = scores.view(len(prompts), len(labels))
     return [Prediction(int(row.argmax()), row.tolist()) for row in scores]
 

@@ -95,19 +95,26 @@ def restore(run: Run | None, model: nn.Module, optimizer, scaler) -> Progress:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of what is trained, on the CPU, by name."""
-    named = model.named_parameters()
-    return {name: p.detach().cpu().clone() for name, p in named if p.requires_grad}
+    """Copies of what is trained, and of what a method drew for good, on the CPU, by name."""
+    return {name: x.detach().cpu().clone() for name, x in _kept(model).items()}
 
 
 @torch.no_grad()
 def load_trainable(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Puts trainable_state back. Errors: UserError if the names differ."""
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if trainable.keys() != weights.keys():
+    kept = _kept(model)
+    if kept.keys() != weights.keys():
         raise UserError("the checkpoint trains other tensors; resume with the settings it began")
-    for name, p in trainable.items():
+    for name, p in kept.items():
         if p.shape != weights[name].shape:
             raise UserError(f"{name} is {tuple(weights[name].shape)} in the checkpoint, here "
                             f"{tuple(p.shape)}; resume with the model it began with")  # fmt: skip
         p.copy_(weights[name])
+
+
+def _kept(model: nn.Module) -> dict[str, Tensor]:
+    """What requires a gradient, and the buffers that belong to the model's state: the start of a
+    re-parametrised prefix, which another seed or text would draw anew."""
+    state = model.state_dict().keys()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return trained | {name: b for name, b in model.named_buffers() if name in state}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minillm.adapt.lora import evaluating
 from minillm.data.batches import Batches
 from minillm.errors import Interrupted, NumericError, UserError
 from minillm.interrupt import deferred_signals
@@ -177,16 +178,14 @@ def evaluate(
 
     Errors: UserError if no token is supervised; NumericError for a loss that is no number.
     """
-    was_training = model.training
-    model.eval()
     total, count = 0.0, 0
-    for batch in tqdm(batches, desc="held-out", unit="batch", leave=False):
-        batch = to_device(batch, precision.device)
-        with precision.autocast():
-            loss_sum, loss_count, *_ = loss_fn(model, batch)
-        total += float(loss_sum)
-        count += int(loss_count)
-    model.train(was_training)
+    with evaluating(model):
+        for batch in tqdm(batches, desc="held-out", unit="batch", leave=False):
+            batch = to_device(batch, precision.device)
+            with precision.autocast():
+                loss_sum, loss_count, *_ = loss_fn(model, batch)
+            total += float(loss_sum)
+            count += int(loss_count)
     if count == 0:
         raise UserError("the held-out samples hold no supervised token; give others")
     if not math.isfinite(total):

@@ -9,6 +9,7 @@ import torch
 import gpt2
 import llama
 import phi
+from minillm.adapt.lora import eval_exactly
 from minillm.cli import Parser, add_model_flags, whole
 from minillm.data.templates import Template, find_template, template_from
 from minillm.errors import UserError
@@ -109,12 +110,12 @@ def load_model(checkpoint, adapter, layers, tokenizer, template, device, precisi
     if adapter is not None:
         model = load_adapter(model, adapter, force)
     if template is not None:
-        return model.eval(), text, None if template == "none" else find_template(template)
+        return eval_exactly(model), text, None if template == "none" else find_template(template)
     stored, where = notes.get("template"), f"{adapter}/minillm.json"
     if adapter is None and (path / "template.json").exists():
         where = path / "template.json"
         stored = read_json(where)
-    return model.eval(), text, template_from(stored, where) if stored else None
+    return eval_exactly(model), text, template_from(stored, where) if stored else None
 
 
 def encode_prompt(tokenizer, template: Template | None, prompt: str, input: str = "") -> list[int]:

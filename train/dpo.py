@@ -18,7 +18,7 @@ import llama
 import phi
 from minillm import finetune
 from minillm.adapt.methods import MethodOptions, adapt
-from minillm.cli import Parser, amount, pick, settings_of
+from minillm.cli import Parser, above_zero, pick, settings_of
 from minillm.data.preferences import PairBatches, encode_pairs
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
@@ -41,7 +41,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     targets = {name: ",".join(family.targets) for name, family in FAMILIES.items()}
     parser.add_argument("--model", choices=[*FAMILIES], default="llama", help="kind of model")
-    parser.add_argument("--beta", type=amount, default=0.1,
+    parser.add_argument("--beta", type=above_zero, default=0.1,
         help="how dear it is to leave the reference")  # fmt: skip
     add_flags(parser, targets["llama"], LR)
     parser.set_defaults(task="preferences", batch_size=8, accumulation_steps=1, targets=None,

@@ -163,6 +163,7 @@ def main(argv=None) -> float:
     print(f"{n_parameters:,} parameters; {len(rows)} texts, {n_tokens:,} tokens a pass; "
           f"the generator's own entropy is at most {entropy:.4f} nats per token")  # fmt: skip
     steps = args.epochs * batches.groups_per_epoch(args.accumulation_steps)
+    steps = min(steps, args.max_iters or steps)
     settings = TrainSettings(
         lr=args.lr, schedule="cosine", warmup=min(100, steps // 10), epochs=args.epochs,
         max_iters=args.max_iters, accumulation_steps=args.accumulation_steps,

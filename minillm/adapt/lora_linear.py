@@ -101,7 +101,8 @@ class LoRALinear(Linear):
         if not self.is_lora():
             raise AttributeError("a layer of rank 0 has no update to switch")
         self._enabled = value
-        self.train(self.training)
+        if not self.training:
+            self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         if self._is_stale():
@@ -166,6 +167,7 @@ class LoRALinear(Linear):
         if self._set_aside:
             base = self._set_aside[0]  # until it is back: a full GPU may refuse it
             base.data = base.data.to(self.weight.device, non_blocking=True)
+            base.requires_grad_(self.weight.requires_grad)  # frozen meanwhile, or unfrozen
             self.weight = base
             self._set_aside.clear()
         else:  # the flag was set by hand: no original is at hand

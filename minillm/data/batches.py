@@ -133,6 +133,11 @@ def pack(rows: Sequence[Row], pad_id: int) -> PackedBatch:
     return PackedBatch(tokens[None], labels[None], torch.tensor(lengths), segments)
 
 
+def stream_seed(seed: int, epoch: int) -> int:
+    """What the order of an epoch is drawn from: another number for every seed and epoch."""
+    return (seed * 1_000_003 + epoch) % 2**63  # what a generator takes
+
+
 class Batches:
     """Micro-batches of rows in an order that follows from (seed, epoch) alone.
 
@@ -170,7 +175,7 @@ class Batches:
         """Row numbers in the order of this epoch."""
         if self.seed is None:
             return list(range(len(self.rows)))
-        stream = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        stream = torch.Generator().manual_seed(stream_seed(self.seed, epoch))
         return torch.randperm(len(self.rows), generator=stream).tolist()
 
     def groups_per_epoch(self, size: int) -> int:
@@ -191,7 +196,7 @@ class Batches:
 
     def largest(self, size: int = 1) -> Batch | PackedBatch:
         """The micro-batch of the first epoch's steps that holds the most, paddings included; among
-        equals the one with the most labels."""
+        equals the one with the most labels. Unless packed, none of another epoch holds more."""
 
         def held(rows: list[Row]) -> tuple[int, int]:
             labels = sum(int((row.labels != IGNORED).sum()) for row in rows)
@@ -199,7 +204,12 @@ class Batches:
             return sum(lengths) if self.packed else len(rows) * max(lengths), labels
 
         steps = range(self.groups_per_epoch(size))
-        return self._block(max((rows for i in steps for rows in self._cut(i, size)), key=held))
+        block = self._block(max((rows for i in steps for rows in self._cut(i, size)), key=held))
+        if self.packed:
+            return block
+        # the short last one, as full as it may be in another epoch
+        full = self._block([self.rows[i] for i in self.order(0)[-self.batch_size :]])
+        return full if full.tokens.numel() > block.tokens.numel() else block
 
     def _cut(self, index: int, size: int) -> list[list[Row]]:
         """The rows of optimizer step `index`, forward by forward."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from minillm.data import tinyworld
-from minillm.data.batches import Batches, Encoded, Row, encode_samples
+from minillm.data.batches import Batches, Encoded, Row, encode_samples, stream_seed
 from minillm.data.samples import (
     Sample,
     Splits,
@@ -71,6 +71,6 @@ class PairBatches(Batches):
         n = len(self.rows) // 2
         pairs = range(n)
         if self.seed is not None:
-            stream = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            stream = torch.Generator().manual_seed(stream_seed(self.seed, epoch))
             pairs = torch.randperm(n, generator=stream).tolist()
         return [row for pair in pairs for row in (2 * pair, 2 * pair + 1)]

@@ -82,6 +82,11 @@ def test_it_stops_at_the_context_and_refuses_no_beams(model):
         beam_search(model, [[1]], 3, n_beams=0)
 
 
+def test_a_negative_length_penalty_is_refused(model):
+    with pytest.raises(UserError, match="length_penalty"):
+        beam_search(model, [[1]], 3, length_penalty=-1.0)
+
+
 def test_logits_that_are_no_numbers_are_an_error(model):
     with torch.no_grad():
         model.vocabulary_head.weight.fill_(float("nan"))

@@ -8,6 +8,7 @@ import torch
 from llama import LlamaTokenizer
 from minillm.data.alpaca import read_alpaca
 from minillm.data.batches import Batches, Row, collate, encode_samples
+from minillm.data.preferences import PairBatches
 from minillm.data.samples import Sample, split_by_hash
 from minillm.data.templates import TEMPLATES, find_template
 from minillm.errors import UserError
@@ -185,6 +186,22 @@ def test_what_the_model_is_fed_is_a_multiple_of_16(length, columns):
     row = Row(torch.arange(length), torch.arange(length))
     assert collate([row], 0).tokens.shape == (1, columns)
     assert collate([row], 0, context=20).tokens.shape == (1, min(columns, 21))
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_no_epoch_holds_more_than_the_largest_micro_batch(seed):
+    """The longest row may stand in the short last micro-batch of the first epoch."""
+    rows = [Row(t, t) for t in (torch.arange(n) for n in [10] * 8 + [99])]
+    batches = Batches(rows, 8, 0, seed)
+    every = [batch.tokens.numel() for epoch in range(12) for batch in batches.group(epoch, 2)]
+    assert batches.largest().tokens.numel() == max(every)
+
+
+@pytest.mark.parametrize("kind", [Batches, PairBatches])
+def test_any_whole_seed_gives_an_order(kind):
+    rows = rows_of(6)
+    orders = [kind(rows, 2, 0, seed).order(1) for seed in (20260101120000, 2**53)]
+    assert all(sorted(order) == [*range(6)] for order in orders)
 
 
 def test_the_largest_micro_batch_is_one_of_the_first_epochs():

@@ -11,6 +11,7 @@ from minillm.data.batches import Row, collate
 from minillm.data.preferences import PairBatches, encode_pairs, read_preferences
 from minillm.data.templates import TEMPLATES
 from minillm.dpo import DPO
+from minillm.errors import UserError
 from minillm.losses import sequence_logprobs
 from tests.conftest import MODELS
 from train import dpo as script
@@ -74,6 +75,20 @@ def test_the_reference_stays_when_the_model_moves(lora):
     for mode in (True, False):
         torch.testing.assert_close(dpo.reference_logprobs(model.train(mode), batch), before)
     assert (sequence_logprobs(model, batch) - before).abs().max() > 1e-3
+
+
+def test_a_layer_that_is_off_stays_off():
+    model = adapted("llama-gqa").train()
+    layer = model.layers[0].attention.wq
+    layer.enabled = False
+    DPO(model, 0.1)(model, pairs())
+    assert not layer.enabled and model.layers[0].attention.wv.enabled
+
+
+def test_a_beta_of_0_is_refused():
+    """Every gradient would be 0."""
+    with pytest.raises(UserError, match="--beta"):
+        script.parse_args(["--beta", "0"])
 
 
 def test_pairs_stay_together_in_every_order(tokenizer, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 from gpt2 import GPT2, GPT2Config
 from llama import Llama
 from minillm import LoRALinear, add_lora, generate, lora_state_dict, mark_only_lora_as_trainable
-from minillm.adapt.lora import fold_lora, lost_in_merging
+from minillm.adapt.lora import evaluating, fold_lora, lost_in_merging
 from minillm.errors import UserError
 from tests.conftest import equal_states, sharp, small_config, small_gpt2
 
@@ -108,6 +108,52 @@ def test_toggling_the_parent_toggles_the_layer_and_returns_self(model):
     layer = model.layers[0].attention.wq
     assert model.eval() is model and layer.has_weights_merged
     assert layer.eval() is layer and layer.train() is layer and not layer.has_weights_merged
+
+
+def test_what_is_frozen_while_merged_stays_frozen():
+    """A baseline is measured in eval mode, then LoRA is added: each layer merges at once."""
+    model = Llama(small_config()).eval()
+    add_lora(model, ("wq", "wv"), rank=4, alpha=8)
+    mark_only_lora_as_trainable(model).train()
+    trained = {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"lora_A", "lora_B"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_evaluated_in_16_bits_is_what_was_trained(model, dtype):
+    """An update that the merged weights would round away."""
+    for name, p in model.named_parameters():
+        p.data.mul_(1e-3 if name.endswith("lora_B") else 1)
+    model.to(dtype).train()
+    tokens = torch.randint(0, 2048, (2, 20))
+    trained = model(tokens)
+    with evaluating(model):
+        found = model(tokens)
+    if dtype == torch.float32:
+        torch.testing.assert_close(found, trained, atol=1e-5, rtol=0)
+    else:
+        assert torch.equal(found, trained) and not torch.equal(model.eval()(tokens), trained)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", [True, False])
+def test_evaluating_drops_nothing_and_gives_every_mode_back(dtype, mode):
+    model = Llama(small_config()).to(dtype)
+    add_lora(model, ("wq", "wv"), rank=4, alpha=8, dropout=0.5)
+    model.train(mode)
+    tokens = torch.randint(0, 2048, (2, 20))
+    for p in (p for name, p in model.named_parameters() if name.endswith("lora_B")):
+        nn.init.normal_(p, 0, 0.1)
+    before = [(module.training, getattr(module, "has_weights_merged", None))
+              for module in model.modules()]  # fmt: skip
+    with evaluating(model):
+        assert not model.training and torch.equal(model(tokens), model(tokens))
+        model.layers[0].attention.wq.enabled = False
+        model.layers[0].attention.wq.enabled = True
+        assert torch.equal(model(tokens), model(tokens))
+    after = [(module.training, getattr(module, "has_weights_merged", None))
+             for module in model.modules()]  # fmt: skip
+    assert after == before
 
 
 def test_state_dict_shows_the_base_while_merged(model):

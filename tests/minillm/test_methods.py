@@ -16,6 +16,7 @@ from minillm.data.batches import Row, collate
 from minillm.errors import UserError
 from minillm.losses import token_loss
 from minillm.peft_format import load_adapter, read_notes, save_adapter
+from minillm.progress import load_trainable, trainable_state
 from tests.conftest import MODELS, equal_states, sharp, small_config, small_gpt2
 
 OPTIONS = MethodOptions(rank=4, lora_dropout=0.0, bottleneck=6, virtual_tokens=5, add_biases=True)
@@ -373,3 +374,17 @@ def test_a_soft_prompt_of_embeddings_is_those_tokens(kind):
     want = model(torch.cat((words, tokens), 1))[:, 3:]
     soft = SoftPrompt(model, model.embedding.weight[[5, 6, 7]])
     assert torch.allclose(soft(tokens), want, atol=1e-4)
+
+
+@both
+@alone
+def test_what_a_checkpoint_keeps_makes_the_model_whatever_the_seed(kind, case, tokenizer):
+    """Also what a method drew at the start and does not train."""
+    model = trained(build(kind, case, tokenizer)[0], 3).eval()
+    other = build(kind, case, tokenizer)[0]
+    for name, buffer in other.named_buffers():
+        if name in other.state_dict():
+            buffer.add_(1.0)
+    load_trainable(other, trainable_state(model))
+    tokens = random_batch().tokens
+    assert torch.equal(other.eval()(tokens), model(tokens))
