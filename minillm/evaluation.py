@@ -47,6 +47,7 @@ def write_answers(
     context = model.config.max_seq_len
     room = min(context, max_length or context) - max_new_tokens
     fitting = [shorten(sample, tokenizer, room) for sample in samples]
+    _check_bodies(samples, fitting, room, max_new_tokens)
     prompts = [tokenizer.encode(sample.prompt, bos=True) for sample in fitting]
     for number, prompt in enumerate(prompts, 1):
         if len(prompt) > context - max_new_tokens:
@@ -66,6 +67,18 @@ def write_answers(
             text = tokenizer.decode(tokens[:-1] if stopped else tokens)
             answers[i] = Answer(text.strip(), stopped, len(tokens))
     return [answers[i] for i in range(len(samples))]
+
+
+def _check_bodies(samples, fitting, room: int, max_new_tokens: int) -> None:
+    """Errors: UserError if shortening left nothing of any text: all would be asked about none."""
+    bodies = [(sample, short) for sample, short in zip(samples, fitting, strict=True)
+              if sample.body is not None]  # fmt: skip
+    bare = [sample.prompt[: sample.body.start] + sample.prompt[sample.body.end :] == short.prompt
+            for sample, short in bodies]  # fmt: skip
+    if bare and all(bare):
+        raise UserError(f"an answer of up to {max_new_tokens} tokens leaves {max(0, room)} for the "
+                        "prompt, and so nothing of any text; lower --max-new-tokens or raise "
+                        "--max-length")  # fmt: skip
 
 
 def loss_report(

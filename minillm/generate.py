@@ -98,7 +98,7 @@ def generate_steps(
                 with torch.inference_mode():  # of a token, no_grad would take 2 to 3 % more
                     logits = next_logits(model, tokens, cache, left_pad, prompt)  # (B, V)
                     penalty = sampling.repetition_penalty
-                    penalized = penalize_repetition(logits, tokens, left_pad, penalty)
+                    penalized = penalize_repetition(logits, tokens, left_pad, penalty, eos_id)
                     chosen = sample_next_token(penalized, sampling, streams)  # (B,)
                 tokens = torch.cat((tokens, chosen[:, None]), dim=1)  # (B, T + 1)
                 ids = chosen.tolist()

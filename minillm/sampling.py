@@ -97,11 +97,13 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
 
 def penalize_repetition(
-    logits: Tensor, tokens: Tensor, left_pad: Tensor | None, penalty: float
-) -> Tensor:
+    logits: Tensor, tokens: Tensor, left_pad: Tensor | None, penalty: float,
+    eos_id: int | None = None,
+) -> Tensor:  # fmt: skip
     """Divides positive and multiplies negative logits of every token seen, prompt included.
 
-    Shapes: logits (B, V), tokens (B, T); paddings do not count as seen.
+    Shapes: logits (B, V), tokens (B, T); paddings do not count as seen, nor does the end of a text:
+    GPT-2's also begins one, and an answer would be punished for ending.
     """
     if penalty == 1.0:
         return logits
@@ -111,6 +113,8 @@ def penalize_repetition(
         columns = torch.arange(tokens.size(1), device=tokens.device)
         real = (columns >= left_pad[:, None]).int()
     seen.scatter_add_(1, tokens, real)
+    if eos_id is not None:
+        seen[:, eos_id] = 0
     penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen > 0, penalized, logits)
 

@@ -83,7 +83,7 @@ def measure_labels(model, tokenizer, samples, labels, by: str, settings: dict, *
         print(f"  truly {name}: predicted {told}")
     results = {
         "pos_counter": predicted.count(1), "neg_counter": predicted.count(0),
-        "accuracy": report["accuracy"], "counter": len(samples), "report": report,
+        "accuracy": report["accuracy"], "counter": report["correct"], "report": report,
         "settings": settings,
     }  # fmt: skip
     rows = [

@@ -38,7 +38,9 @@ def summarize(folder: Path, results: dict, settings: dict, device: str) -> None:
         "Every cell saw the same samples in the same order and the same tokens in a step. Peak: "
         f"{unit}; tensors: what the model's own tensors add up to at their peak, by category, in "
         "MiB. Time: the samples' training, the first step counted as the mean of the others, "
-        "evaluation left out. x: does not fit; p: predicted, not measured.\n\n"
+        "evaluation left out. LoRA is without dropout, for its cells' losses to be comparable: with "
+        "0.05, A's input is kept once more, and a mask. x: does not fit; p: predicted, not "
+        "measured.\n\n"
         f"## Table 2\n\n{table_2(results)}\n\n## Table 1\n\n{table_1(results, shown)}\n\n"
         f"{explanations(results, shown)}\n\n## Every cell"
     )
@@ -98,8 +100,8 @@ def find(results: dict, like, **changes):
 
 
 def peak_text(result: dict | None) -> str:
-    """The process's peak; a cell that was not run has none."""
-    return f"{result['memory']['peak']:,.0f}" if result and "memory" in result else ""
+    """The process's peak; x for a cell that does not fit, nothing for one that was not run."""
+    return f"{result['memory']['peak']:,.0f}" if result and "memory" in result else misfit(result)
 
 
 def total_text(result: dict | None) -> str:
@@ -108,12 +110,17 @@ def total_text(result: dict | None) -> str:
         return ""
     if "memory" in result:
         return f"{result['memory']['measured']['total']:,.1f}"
-    fits = result["fits"] and "failed" not in result
-    return f"{'' if fits else 'x '}{result['predicted']['total']:,.0f} p"
+    return f"{misfit(result)} {result['predicted']['total']:,.0f} p".strip()
 
 
 def time_text(result: dict | None) -> str:
-    return f"{result['seconds']:.1f}" if result and "seconds" in result else ""
+    return f"{result['seconds']:.1f}" if result and "seconds" in result else misfit(result)
+
+
+def misfit(result: dict | None) -> str:
+    """x where there was too little memory, or would be."""
+    fits = result is None or (result.get("fits", True) and "failed" not in result)
+    return "" if fits else "x"
 
 
 def pairs(found: dict, feature: str) -> list[tuple]:

@@ -79,7 +79,7 @@ def write_samples(model, tokenizer, sample, kind: str, n: int, seed: int, sampli
     """
     sample = shorten(sample, tokenizer, model.config.max_seq_len - NEW_TOKENS)
     tokens = tokenizer.encode(sample.prompt, bos=True)
-    room = NEW_TOKENS if kind == "summaries" else max(1, WHOLE_TOKENS - len(tokens))
+    room = NEW_TOKENS if kind == "summaries" else max(1, WHOLE_TOKENS - len(tokens) + 1)
     rows = generate(model, [tokens] * n, room, eos_id=tokenizer.eos_id, seed=seed, **sampling)
     ended = [row[:-1] if row and row[-1] == tokenizer.eos_id else row for row in rows]
     texts = [tokenizer.decode(row).strip() for row in ended]

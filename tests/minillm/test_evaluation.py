@@ -111,3 +111,11 @@ def test_a_prompt_without_a_body_has_the_whole_context(model, tokenizer):
     long = Sample(" ".join(["word"] * 20), " x")
     (answer,) = write_answers(model, tokenizer, [long], 8, max_length=16)
     assert answer.n_tokens <= 8
+
+
+def test_an_answer_that_leaves_no_room_for_any_text_is_refused(model, tokenizer):
+    """All would be asked about nothing, and scored."""
+    article = " ".join(["word"] * 50)
+    long = Sample(f"{article} So:", " x", body=Body(0, len(article)))
+    with pytest.raises(UserError, match="--max-new-tokens"):
+        write_answers(model, tokenizer, [long], 40, max_length=40)

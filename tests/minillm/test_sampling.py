@@ -51,6 +51,13 @@ def test_the_repetition_penalty_counts_each_token_once_and_no_padding():
     assert got.tolist() == [[2.0, -4.0, 2.0, 1.0]]
 
 
+def test_ending_is_no_repetition():
+    """GPT-2's end-of-text also begins every prompt."""
+    logits = torch.tensor([[2.0, -2.0, 4.0]])
+    got = penalize_repetition(logits, torch.tensor([[1, 0]]), None, 2.0, eos_id=1)
+    assert got.tolist() == [[1.0, -2.0, 4.0]]
+
+
 @pytest.mark.parametrize(("p", "kept"), [(0.0, 4), (0.19, 3), (0.3, 2), (0.61, 1), (1.0, 1)])
 def test_min_p_drops_what_is_too_far_below_the_best(p, kept):
     logits = [math.log(x) for x in (0.09, 0.3, 0.5, 0.11)]

@@ -93,7 +93,10 @@ def test_what_does_not_fit_is_marked_and_what_is_predicted_too(results):
 def test_a_cell_that_ran_out_of_memory_is_a_result(results):
     cell = Cell(False, False, False, False)
     results[cell] = {"predicted": memory(cell), "free": 600.0, "fits": True, "failed": "out of"}
-    assert row(table_2(results), "Tensors, checkpointing off")[0].startswith("x 493")
+    table = table_2(results)
+    assert row(table, "Tensors, checkpointing off")[0].startswith("x 493")
+    assert row(table, "Peak, checkpointing off")[0] == "x"
+    assert row(table, "Run time, s, checkpointing off")[0] == "x"
 
 
 def test_the_explanations_name_the_copies_that_autocast_makes(results):
