@@ -65,7 +65,7 @@ def test_every_cell_has_the_same_samples_in_a_step():
 
 def test_table_1_says_what_theory_says(results):
     table = table_1(results, shown(results))
-    assert [c[0] for c in row(table, "parameters")] == ["-", "↓", "↑", "↑", "↓"]
+    assert [c[0] for c in row(table, "parameters")] == ["-", "-", "↑", "↑", "↓"]
     assert [c[0] for c in row(table, "activations")][:3] == ["↓", "↓", "↓"]
     assert [c[0] for c in row(table, "gradients")] == ["-", "-", "-", "↓", "-"]
     assert [c[0] for c in row(table, "optimizer state")] == ["-", "-", "-", "↓", "-"]
