@@ -27,6 +27,7 @@ class TrainSettings:
     eval_every: int | None = None  # None: before and after, and with patience after each epoch
     save_every: float = 10.0  # minutes between checkpoints, beside those of evaluations
     patience: int | None = None
+    compile: bool = False  # the loss, model and all, by torch.compile
 
     @classmethod
     def from_flags(cls, flags: dict) -> "TrainSettings":

@@ -53,6 +53,8 @@ def train(
     trainable; NumericError (exit 3) for a NaN or infinite loss; Interrupted.
     """
     keep_freed_memory(precision.device)
+    if settings.compile:
+        loss_fn = torch.compile(loss_fn)
     optimizer, scaler = make_optimizer(model, settings), precision.scaler()
     progress = restore(run, model, optimizer, scaler)
     epoch = batches.groups_per_epoch(settings.accumulation_steps)
