@@ -210,7 +210,10 @@ def keep_weights(job: Job, run: Run, progress: Progress, keep_last: bool) -> Non
             write_json(folder / "template.json", job.data.template.to_dict())
         else:
             folder = run.folder / f"adapter{suffix}"
-            save_adapter(model, folder, base.name, job.data.template.to_dict(), job.method)
+            save_adapter(
+                model, folder, base.name, job.data.template.to_dict(), job.method,
+                base.tokenizer, run.config,
+            )  # fmt: skip
 
     if keep_last:
         save("_last")

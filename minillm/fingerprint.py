@@ -1,4 +1,4 @@
-"""A hash that tells whether an adapter meets the weights it was trained on."""
+"""Hashes that tell whether an adapter meets the weights and the tokenizer it was trained with."""
 
 import hashlib
 import json
@@ -29,3 +29,10 @@ def fingerprint(model: nn.Module, without: Container[str] = ()) -> dict[str, str
             sample = bits[::997].cpu().numpy().tobytes()
             running.update(json.dumps([name, list(value.shape), total]).encode() + sample)
     return {dtype: running.hexdigest() for dtype, running in hashes.items()}
+
+
+def tokenizer_fingerprint(tokenizer) -> str:
+    """A hash of what each id stands for, and of which ids begin and end a text."""
+    texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    ends = [tokenizer.bos_id, tokenizer.eos_id]
+    return hashlib.sha256(json.dumps([texts, ends]).encode()).hexdigest()

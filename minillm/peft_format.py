@@ -2,7 +2,8 @@
 PEFT's layout, both ways; biases, layers and bottleneck adapters, which PEFT has no files for, as
 their tensors under our names.
 
-minillm.json beside them has the fingerprint of the base and the prompt template of the training.
+minillm.json beside them has the fingerprints of the base and of the tokenizer, the prompt template
+and the settings of the training.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from minillm.adapt.methods import untie_head
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
-from minillm.fingerprint import fingerprint
+from minillm.fingerprint import fingerprint, tokenizer_fingerprint
 from minillm.linear import is_plain
 from minillm.peft_lora import load_lora, lora_files
 from minillm.peft_prompts import PREFIX, PROMPT, load_prompt, prompt_files
@@ -30,35 +31,38 @@ def save_adapter(
     base_name: str | None = None,
     template: dict | None = None,
     method: str | None = None,
+    tokenizer=None,
+    settings: dict | None = None,
 ) -> None:
     """Writes what is trained, not the base: adapter_model.safetensors, adapter_config.json (as
     PEFT's, where PEFT has the method) and minillm.json.
 
     LoRA may be merged or not. `base_name` is where the base is found again; `template` the prompt
-    texts; `method` its name, for the record. Errors: UserError if there is nothing to save, or
-    LoRA layers differ in scale or dropout.
+    texts; `method` its name and `settings` the flags of the training, for the record. Errors:
+    UserError if there is nothing to save, or LoRA layers differ in scale or dropout.
     """
     folder = Path(folder)
     base, notes = model, {}
     if isinstance(model, SoftPrompt | PrefixTuning):
         base = model.model
-        tensors, settings = prompt_files(model)
+        tensors, config = prompt_files(model)
     elif lora_layers(model):
-        tensors, settings, notes = lora_files(model, folder)
+        tensors, config, notes = lora_files(model, folder)
     else:
         tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        settings = {"peft_type": TENSORS}
+        config = {"peft_type": TENSORS}
         if not tensors or len(tensors) == len([*model.parameters()]):
             raise UserError(f"{folder}: no LoRA or other method to save; adapt the model first")
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "adapter_model.safetensors", tensors)
-    write_json(folder / "adapter_config.json", settings | {
+    write_json(folder / "adapter_config.json", config | {
         "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "inference_mode": True,
     })  # fmt: skip
     write_json(folder / "minillm.json", notes | {
         "base": base_name, "layers": base.config.n_layers, "method": method,
-        "base_fingerprint": fingerprint(base, tensors.keys()), "template": template,
-        "merged": False,
+        "base_fingerprint": fingerprint(base, tensors.keys()),
+        "tokenizer_fingerprint": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        "template": template, "settings": settings, "merged": False,
     })  # fmt: skip
 
 

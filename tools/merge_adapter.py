@@ -2,8 +2,8 @@
 
     python tools/merge_adapter.py --adapter runs/finetune-llama-001/adapter --out merged
 
-The result is an ordinary Hugging Face folder; the adapter is refused on it, since it is no longer
-the base that the adapter was trained on.
+The result is an ordinary Hugging Face folder, whose minillm.json says that it is merged: the
+adapter is refused on it, and so is one that does not know its base.
 """
 
 from pathlib import Path
@@ -11,6 +11,8 @@ from pathlib import Path
 from minillm.adapt.lora import fold_lora, lost_in_merging
 from minillm.cli import Parser
 from minillm.errors import UserError, friendly_errors
+from minillm.files import write_json
+from minillm.peft_format import read_notes
 from tools.models import add_adapted_model_flags, load_model, save_model
 
 
@@ -34,6 +36,8 @@ def main(argv=None) -> None:
     lost, dtype = lost_in_merging(model), next(model.parameters()).dtype
     n_layers = fold_lora(model)
     save_model(model, tokenizer, Path(args.out), template)
+    notes = read_notes(Path(args.adapter))
+    write_json(Path(args.out) / "minillm.json", notes | {"adapter": args.adapter, "merged": True})
     print(f"{n_layers} layers merged in {str(dtype).removeprefix('torch.')}, whose rounding takes "
           f"{lost:.2g} of the update's norm; wrote {args.out}")  # fmt: skip
 

@@ -15,6 +15,7 @@ from minillm.data.templates import Template, find_template, template_from
 from minillm.errors import UserError
 from minillm.family import Family
 from minillm.files import read_json, write_json
+from minillm.fingerprint import tokenizer_fingerprint
 from minillm.hub import find_checkpoint
 from minillm.peft_format import load_adapter, read_notes
 from minillm.precision import DTYPES, choose_device, choose_precision
@@ -108,6 +109,8 @@ def load_model(checkpoint, adapter, layers, tokenizer, template, device, precisi
     path = find_checkpoint(checkpoint or llama.FAMILY.bundled)
     model, text = family_of(path).load(path, layers, dtype.dtype, device, tokenizer)
     if adapter is not None:
+        if not force:
+            _check_match(adapter, notes, path, text)
         model = load_adapter(model, adapter, force)
     if template is not None:
         return eval_exactly(model), text, None if template == "none" else find_template(template)
@@ -116,6 +119,18 @@ def load_model(checkpoint, adapter, layers, tokenizer, template, device, precisi
         where = path / "template.json"
         stored = read_json(where)
     return eval_exactly(model), text, template_from(stored, where) if stored else None
+
+
+def _check_match(adapter: str, notes: dict, base: Path, tokenizer) -> None:
+    """What load_adapter cannot see. Errors: UserError for another tokenizer than the training's,
+    and for a merged base where only its fingerprint could tell which adapter is in it already."""
+    known = notes.get("tokenizer_fingerprint")
+    if known is not None and known != tokenizer_fingerprint(tokenizer):
+        raise UserError(f"{adapter}: trained with another tokenizer than that of {base}; name its "
+                        "own by --tokenizer, or add --force if you know better")  # fmt: skip
+    if "base_fingerprint" not in notes and read_notes(base).get("merged"):
+        raise UserError(f"{base}: has an adapter merged into it, perhaps this one; load the plain "
+                        "base, or add --force if you know better")  # fmt: skip
 
 
 def encode_prompt(tokenizer, template: Template | None, prompt: str, input: str = "") -> list[int]:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from llama import load_llama
+from llama import LlamaTokenizer, load_llama
 from minillm.errors import UserError
 from minillm.peft_format import load_adapter, read_notes
 from minillm.runs import read_metrics
@@ -139,6 +139,25 @@ def test_a_merged_adapter_is_a_model_that_answers_the_same(run, tmp_path):
     assert generate.main([*ask, "--checkpoint", merged]) == want
     with pytest.raises(UserError, match="another base"):  # it would count twice
         generate.main([*ask, "--checkpoint", merged, "--adapter", adapter])
+    peft = tmp_path / "peft"  # as PEFT writes it, which does not know its base
+    shutil.copytree(adapter, peft, ignore=shutil.ignore_patterns("minillm.json"))
+    with pytest.raises(UserError, match="merged into it"):
+        generate.main([*ask, "--checkpoint", merged, "--adapter", str(peft)])
+
+
+def test_an_adapter_is_refused_with_another_tokenizer(run, tmp_path):
+    adapter, other = str(run[0] / "adapter"), str(tmp_path / "tokenizer.model")
+    words = [f"{n * 7919:b}".translate({48: "o", 49: "n"}) for n in range(4000)]
+    LlamaTokenizer.train(words, 2048).save(tmp_path)
+    ask = ["--prompt", "Where?", "--max-new-tokens", "1", "--adapter", adapter]
+    with pytest.raises(UserError, match="another tokenizer"):
+        generate.main([*ask, "--tokenizer", other])
+    generate.main([*ask, "--tokenizer", str(TINY_LLAMA / "tokenizer.model")])
+
+
+def test_an_adapter_remembers_the_settings_of_its_training(run):
+    kept = json.loads((run[0] / "config.json").read_text())
+    assert read_notes(run[0] / "adapter")["settings"] == kept and "seed" in kept
 
 
 def test_a_resumed_run_continues_and_a_finished_one_is_complete(run, tmp_path):
