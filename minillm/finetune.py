@@ -129,7 +129,8 @@ def prepare_data(options: DataOptions, tokenizer, context: int) -> Data:
     """
     kind, path = TASKS[options.task], options.data
     template = find_template(options.template or kind.template, kind.field)
-    splits = kind.splits(path, template, options.samples, options.held_out, options.skip_bad)
+    sizes = options.samples, options.held_out
+    splits = kind.splits(path, template, *sizes, options.skip_bad, max(sizes))
     sides = splits.train[: options.samples], splits.validation[: options.held_out]
     if not all(sides):
         raise UserError(f"{path or 'tinyworld'}: a split without samples; give more of them")

@@ -63,7 +63,7 @@ def read_data(
     n_train = TRAINING_SAMPLES if kind.compare_with_training else 1
     # more held out than test samples would move the stand-ins' test split into what was trained on
     n_held_out = 1 if kind.has_test else n or 100
-    splits = kind.splits(data, template, n_train, n_held_out, skip_bad)
+    splits = kind.splits(data, template, n_train, n_held_out, skip_bad, n)
     samples = getattr(splits, split)[:n]
     if not samples:
         raise UserError(f"{data or 'tinyworld'}: no {split} split; choose another --split")

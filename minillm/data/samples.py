@@ -3,15 +3,14 @@
 import bisect
 import csv
 import hashlib
-import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minillm.errors import UserError
-from minillm.files import read_text
+from minillm.files import check_readable, read_text
 
 SPLITS = ("train", "validation", "test")
 
@@ -84,16 +83,19 @@ def text_field(row: object, field: str, where: str, default: str | None = None) 
     return value
 
 
-Rows = list[tuple[object, str]]  # what a row holds, and the place to name in an error
+Rows = Iterable[tuple[object, str]]  # what a row holds, and the place to name in an error
 
 
 def make_samples(
-    rows: Rows, make: Callable[[object, str], Sample], bad: list[str] | None
+    rows: Rows, make: Callable[[object, str], Sample], bad: list[str] | None, n: int | None = None
 ) -> list[Sample]:
-    """`make(row, where)` of every row. `bad` collects what is wrong with rows, which are then left
-    out; None: the first of them is an error. Errors: UserError."""
+    """`make(row, where)` of every row, or of as many as give n samples. `bad` collects what is
+    wrong with rows, which are then left out; None: the first of them is an error. Errors:
+    UserError."""
     samples = []
     for row, where in rows:
+        if len(samples) == n:
+            break
         try:
             if isinstance(row, UserError):
                 raise row
@@ -210,16 +212,23 @@ def read_splits(
 
 
 def read_csv_rows(path: Path) -> Rows:
-    """The rows of a CSV file with a header, each with the place to name in an error.
+    """The rows of a CSV file with a header, read as they are asked for (CNN/DailyMail's 287,113
+    take 1.2 GB), each with the place to name in an error.
 
     Errors: UserError for a broken file and one without rows.
     """
     csv.field_size_limit(2**31 - 1)  # an article may be longer than the library expects
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    try:
-        rows = [(row, f"{path}:{reader.line_num}") for row in reader]
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: broken CSV ({error}); fix it") from None
-    if not rows:
+    check_readable(path)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        empty = True
+        try:
+            for row in reader:
+                empty = False
+                yield row, f"{path}:{reader.line_num}"
+        except csv.Error as error:
+            raise UserError(f"{path}:{reader.line_num}: broken CSV ({error}); fix it") from None
+        except UnicodeDecodeError:
+            read_text(path)  # says where
+    if empty:
         raise UserError(f"{path}: no samples in this file; give one with at least two")
-    return rows

@@ -23,30 +23,37 @@ from minillm.errors import UserError
 
 
 def read_cnn_dailymail(
-    path: str | Path, template: Template, bad: list[str] | None = None
+    path: str | Path, template: Template, bad: list[str] | None = None, n: int | None = None
 ) -> Splits:
     """From a folder with train, validation and test.csv, or one CSV file (columns article and
-    highlights), of which a tenth each is held out by a hash of the row.
+    highlights), of which a tenth each is held out by a hash of the row. Of each file in a folder
+    the first `n` samples are enough.
 
     Errors: UserError naming file, line and column for a column that is missing, or empty.
     """
+    n = n if Path(path).is_dir() else None
 
     def read(file: Path) -> list[Sample]:
         rows = read_csv_rows(file)
-        return make_samples(rows, lambda row, where: _article(row, template, where), bad)
+        return make_samples(rows, lambda row, where: _article(row, template, where), bad, n)
 
     return read_splits(path, read, ["csv"])
 
 
-def read_tldr(path: str | Path, template: Template, bad: list[str] | None = None) -> Splits:
+def read_tldr(
+    path: str | Path, template: Template, bad: list[str] | None = None, n: int | None = None
+) -> Splits:
     """From a folder with train, valid and test.jsonl, or one JSONL file (subreddit, title, post,
-    summary), of which a tenth each is held out by a hash of the row.
+    summary), of which a tenth each is held out by a hash of the row. Of each file in a folder the
+    first `n` samples are enough.
 
     Errors: UserError naming file, line and field.
     """
+    n = n if Path(path).is_dir() else None
 
     def read(file: Path) -> list[Sample]:
-        return make_samples(read_rows(file), lambda row, where: _post(row, template, where), bad)
+        rows = read_rows(file)
+        return make_samples(rows, lambda row, where: _post(row, template, where), bad, n)
 
     return read_splits(path, read, ["jsonl"])
 

@@ -38,24 +38,27 @@ class Task:
 
     template: str
     field: str
-    read: Callable[..., Splits]  # (path, template, bad=None)
+    read: Callable[..., Splits]  # (path, template, bad=None), and n=None where it reads in part
     tinyworld: Callable[[int, int, Template], Splits]
     labels: tuple[str, ...] = ()
     baselines: dict[str, Callable[[dict], str]] = field(default_factory=dict)
     compare_with_training: bool = False
     has_test: bool = True
+    reads_in_part: bool = False  # the first rows of a file are enough for the first samples
     answer_tokens: int = 200  # at most, where nothing else is asked for
 
     def splits(
         self, path: str | Path | None, template: Template, n_train: int, n_held_out: int,
-        skip_bad: bool = False,
+        skip_bad: bool = False, n_enough: int | None = None,
     ) -> Splits:  # fmt: skip
-        """The official files' samples, or tinyworld's where `path` is None. `skip_bad` leaves out
-        broken rows, and says how many. Errors: UserError, naming file and line."""
+        """The official files' samples, of each split at least the first `n_enough` (None: all), or
+        tinyworld's where `path` is None. `skip_bad` leaves out broken rows, and says how many.
+        Errors: UserError, naming file and line."""
         if path is None:
             return self.tinyworld(n_train, n_held_out, template)
         bad = [] if skip_bad else None
-        found = self.read(path, template, bad)
+        enough = {"n": n_enough} if self.reads_in_part else {}
+        found = self.read(path, template, bad, **enough)
         if bad:
             print(f"warning: {len(bad)} broken rows left out, the first: {bad[0]}", file=sys.stderr)
         return found
@@ -81,13 +84,13 @@ TASKS = {
     "cnn_dailymail": Task(
         "summary", "article", read_cnn_dailymail, tinyworld_articles,
         baselines={"lead-3": first(3, "article"), "whole article": lambda row: row["article"]},
-        answer_tokens=120,
+        answer_tokens=120, reads_in_part=True,
     ),
     "tldr": Task(
         "tldr", "post", read_tldr, tinyworld_posts,
         baselines={"title": lambda row: row["title"], "lead-2": first(2, "post"),
                    "whole post": lambda row: row["post"]},
-        answer_tokens=80,
+        answer_tokens=80, reads_in_part=True,
     ),
     "preferences": Task(
         "alpaca", "instruction", read_preferences, tinyworld_preferences, has_test=False

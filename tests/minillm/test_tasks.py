@@ -125,6 +125,18 @@ def test_a_folder_with_official_names_keeps_its_splits(tmp_path):
     assert titles == [[f"Title {i}" for i in range(start, start + 4)] for start in (0, 10, 20)]
 
 
+def test_of_a_folder_no_more_is_read_than_is_asked_for(tmp_path):
+    for name in ("train", "validation", "test"):
+        write_csv(tmp_path / f"{name}.csv", [article(i) for i in range(30)])
+    whole = TASKS["cnn_dailymail"].splits(tmp_path, SUMMARY, 5, 3)
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write('broken,"')
+    part = TASKS["cnn_dailymail"].splits(tmp_path, SUMMARY, 5, 3, n_enough=5)
+    assert part.train == whole.train[:5] and part.test == whole.test[:5]
+    with pytest.raises(UserError, match="broken CSV"):
+        TASKS["cnn_dailymail"].splits(tmp_path, SUMMARY, 50, 3, n_enough=50)
+
+
 def test_one_file_is_split_by_a_hash_of_its_rows(tmp_path):
     rows = [article(i) for i in range(300)]
     path = write_csv(tmp_path / "a.csv", rows)
