@@ -13,7 +13,13 @@ from torch import Tensor
 
 from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import GPT2Tokenizer
-from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, first_layers
+from minillm.checkpoint import (
+    check_saveable,
+    check_tokenizer,
+    empty_model,
+    first_layers,
+    is_copy,
+)
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
 from minillm.hub import Official
@@ -36,6 +42,7 @@ OFFICIAL = {
 }
 
 TRANSPOSED = re.compile(r".*\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+HEAD = "lm_head.weight"
 IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks that old versions stored
 
 
@@ -79,13 +86,16 @@ def open_hf(folder: Path) -> tuple[GPT2Config, dict[str, LazyTensor]]:
         raise UserError(f"{folder}: {what}; give a model's folder")
     config = read_config(folder / "config.json")
     found = open_hf_weights(folder)
-    names = [name for name in found if name != "lm_head.weight"]
+    names = [name for name in found if name != HEAD]
     prefix = "transformer." if all(name.startswith("transformer.") for name in names) else ""
+    if config.tied_head and HEAD in found:  # stored twice, or not tied at all
+        tied = is_copy(found[HEAD], found.get(f"{prefix}wte.weight"))
+        config = replace(config, tied_head=tied)
     tensors = {}
     for key, lazy in found.items():
         name = key.removeprefix(prefix)
-        if IGNORED.fullmatch(name) or (config.tied_head and name == "lm_head.weight"):
-            continue  # a tied head may be stored twice
+        if IGNORED.fullmatch(name) or (config.tied_head and name == HEAD):
+            continue
         if TRANSPOSED.fullmatch(name) and len(lazy.shape) == 2:
             lazy = lazy.through(Tensor.t, lazy.shape[::-1])
         tensors[name] = lazy

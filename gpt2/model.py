@@ -19,6 +19,7 @@ from minillm.config import check_sizes, find_preset
 from minillm.cross_entropy import cut_cross_entropy
 from minillm.errors import UserError
 from minillm.linear import Linear, linear
+from minillm.norm import LayerNorm
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.dim, config.norm_eps)
+        self.ln_1 = LayerNorm(config.dim, config.norm_eps)
         self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.dim, config.norm_eps)
+        self.ln_2 = LayerNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(
@@ -134,7 +135,7 @@ class GPT2(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.dim)
         self.wpe = nn.Embedding(config.max_seq_len, config.dim)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.ln_f = nn.LayerNorm(config.dim, config.norm_eps)
+        self.ln_f = LayerNorm(config.dim, config.norm_eps)
         if not config.tied_head:
             self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
         self.init_weights()

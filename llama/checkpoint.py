@@ -15,7 +15,13 @@ from llama.meta import open_meta
 from llama.model import Llama, LlamaConfig
 from llama.names import hf_names
 from llama.tokenizer import LlamaTokenizer
-from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, first_layers
+from minillm.checkpoint import (
+    check_saveable,
+    check_tokenizer,
+    empty_model,
+    first_layers,
+    is_copy,
+)
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
 from minillm.hub import Official
@@ -34,6 +40,7 @@ OFFICIAL = {
     f"llama-2-{size}": Official(f"meta-llama/Llama-2-{size}-hf", _FILES, _PIECES, gated=True)
     for size in ("7b", "13b", "70b")
 }
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
@@ -80,7 +87,7 @@ def find_tokenizer(path: Path) -> Path | None:
     """The tokenizer file of a model: in its folder, or beside it for a single file; None if there
     is none."""
     folder = path if path.is_dir() else path.parent
-    for name in ("tokenizer.model", "tokenizer.bin", "tok512.bin"):
+    for name in ("tokenizer.model", "tokenizer.bin", "tok512.bin", "tokenizer.json"):
         if (folder / name).exists():
             return folder / name
     return None
@@ -92,10 +99,12 @@ def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     found = open_hf_weights(folder)
     names = hf_names(config.n_layers, config.n_heads, config.n_kv_heads)
     ours = {hf: (name, heads) for name, (hf, heads) in names.items()}
+    if config.tied_head and HEAD in found:  # stored twice, or not tied at all
+        config = replace(config, tied_head=is_copy(found[HEAD], found.get(EMBEDDING)))
     tensors = {}
     for key, lazy in found.items():
-        if IGNORED.fullmatch(key) or (config.tied_head and key == "lm_head.weight"):
-            continue  # a tied head may be stored twice
+        if IGNORED.fullmatch(key) or (config.tied_head and key == HEAD):
+            continue
         name, heads = ours.get(key.removesuffix(".weight"), (None, 0))
         if heads:
             lazy = lazy.through(lambda out, heads=heads: rope_halves(out, heads))
@@ -124,8 +133,9 @@ def read_config(path: Path) -> LlamaConfig:
     }
     for field, bad in refused.items():
         if bad:
-            raise UserError(f"{path}: {field} {p.get(field)!r} is not LLaMA-2; not supported")
-    theta = rope.get("rope_theta") or p.number("rope_theta", 10000.0)
+            found = rope if field == "rope_scaling" and rope else p.get(field)
+            raise UserError(f"{path}: {field} {found!r} is not LLaMA-2; not supported")
+    theta = rope.get("rope_theta", p.number("rope_theta", 10000.0))
     return p.build(
         LlamaConfig,
         p.whole("hidden_size"), p.whole("num_hidden_layers"), heads,

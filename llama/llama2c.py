@@ -1,4 +1,4 @@
-"""llama2.c's files: small real models (weights .bin) and their tokenizers (tokenizer .bin)."""
+"""llama2.c's weights: small real models in a .bin. Their tokenizers: pieces.py."""
 
 import math
 import struct
@@ -51,61 +51,3 @@ def open_llama2c(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     if path.stat().st_size != at:
         raise UserError(f"{path}: {path.stat().st_size} bytes, its header asks for {at}; fetch it")
     return config, tensors
-
-
-UNKNOWN, CONTROL, BYTE, NORMAL = 2, 3, 6, 1  # SentencePiece's piece types
-
-
-def sentencepiece_proto(raw: bytes, path: Path) -> bytes:
-    """The SentencePiece ModelProto of a llama2.c tokenizer file: max length, then per token
-    float32 score, int32 length and the bytes, all little-endian."""
-    proto, at, token = b"", 4, 0
-    while at < len(raw):
-        if at + 8 > len(raw):
-            raise UserError(f"{path}: ends inside token {token}; download it again")
-        score, length = struct.unpack_from("<fi", raw, at)
-        text = raw[at + 8 : at + 8 + length]
-        if length < 0 or len(text) < length:
-            raise UserError(f"{path}: ends inside token {token}; download it again")
-        proto += _field(1, _piece(token, text, score))
-        at, token = at + 8 + length, token + 1
-    if token < 259:
-        raise UserError(f"{path}: {token} tokens, fewer than the 256 bytes; not a llama2.c file")
-    return _with_settings(proto, token, spaces=True)
-
-
-def byte_proto() -> bytes:
-    """A model of the three control tokens and the 256 bytes: any text, no vocabulary."""
-    pieces = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256))]
-    proto = b"".join(_field(1, _piece(token, text, 0.0)) for token, text in enumerate(pieces))
-    return _with_settings(proto, len(pieces), spaces=False)
-
-
-def _with_settings(pieces: bytes, n_pieces: int, spaces: bool) -> bytes:
-    """BPE with byte fallback; `spaces`: text gets one in front, and all are written as U+2581."""
-    bpe = _number(3, 2) + _number(4, n_pieces) + _number(35, 1)  # type, size, byte fallback
-    normal = _number(3, spaces) + _number(4, 0) + _number(5, spaces)  # prefix, keep runs, escape
-    return pieces + _field(2, bpe) + _field(3, _field(1, b"identity") + normal)
-
-
-def _piece(token: int, text: bytes, score: float) -> bytes:
-    """One vocabulary entry: ids 0 to 2 are control tokens, 3 to 258 the bytes, then BPE pieces."""
-    names = {0: b"<unk>", 1: b"<s>", 2: b"</s>"}
-    kind = UNKNOWN if token == 0 else CONTROL if token < 3 else BYTE if token < 259 else NORMAL
-    text = names.get(token, text.replace(b" ", "\u2581".encode()))
-    return _field(1, text) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
-
-
-def _varint(value: int) -> bytes:
-    low, rest = value & 0x7F, value >> 7
-    return bytes([low]) if not rest else bytes([low | 0x80]) + _varint(rest)
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited protobuf field."""
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _number(number: int, value: int) -> bytes:
-    """A varint protobuf field."""
-    return _varint(number << 3) + _varint(value)

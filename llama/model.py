@@ -21,6 +21,7 @@ from minillm.config import check_sizes, find_preset
 from minillm.cross_entropy import cut_cross_entropy
 from minillm.errors import UserError
 from minillm.linear import Linear, linear
+from minillm.norm import without_autocast
 from minillm.rope import rope_table
 
 
@@ -82,7 +83,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # a GPU's would keep x in fp32
+        with without_autocast(x):
             return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
 

@@ -1,7 +1,5 @@
-"""LLaMA's tokenizer: SentencePiece, from tokenizer.model or from llama2.c's tokenizer .bin.
-
-A llama2.c file holds pieces and scores of a BPE model; it is turned into the SentencePiece
-model that it came from, so that one library does all the encoding.
+"""LLaMA's tokenizer: SentencePiece, from tokenizer.model; llama2.c's tokenizer.bin and Hugging
+Face's tokenizer.json are turned back into the SentencePiece model that they came from (pieces.py).
 """
 
 import io
@@ -11,7 +9,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from llama.llama2c import byte_proto, sentencepiece_proto
+from llama.pieces import byte_proto, json_proto, llama2c_proto
 from minillm.errors import UserError
 from minillm.files import atomic_file, check_readable
 
@@ -103,7 +101,9 @@ class LlamaTokenizer:
 
 
 def _read_proto(path: Path) -> bytes:
-    """A SentencePiece model as it is, or made from a llama2.c file."""
+    """A SentencePiece model as it is, or made from llama2.c's or Hugging Face's file."""
     check_readable(path)
+    if path.suffix == ".json":
+        return json_proto(path)
     raw = path.read_bytes()
-    return sentencepiece_proto(raw, path) if path.suffix == ".bin" else raw
+    return llama2c_proto(raw, path) if path.suffix == ".bin" else raw

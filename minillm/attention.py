@@ -119,7 +119,7 @@ class _FusedForward(torch.autograd.Function):
         q, k, v, grad = _pad_columns(q, k, v, mask, grad)
         hidden = _hidden_columns(q, k, mask)  # (T, S) or (B, 1, T, S)
         hidden = hidden.expand(len(q), 1, -1, -1)
-        n = max(1, 2**20 // (q.size(1) * q.size(2) * k.size(2)))  # texts at a time
+        n = max(1, 2**20 // max(1, q.size(1) * q.size(2) * k.size(2)))  # texts at a time
         parts = zip(*(x.split(n) for x in (q, k, v, hidden, grad)), strict=True)
         found = [_explicit_gradients(*part) for part in parts]
         dq, dk, dv = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))

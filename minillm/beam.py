@@ -36,6 +36,7 @@ def beam_search(
         raise UserError(f"n_beams {n_beams}: must be at least 1; change it")
     if not length_penalty >= 0:  # an end that could still win would not be waited for
         raise UserError(f"length_penalty {length_penalty}: must not be negative; change it")
+    eos_id = eos_id if eos_id in range(model.config.vocab_size) else None
     limit = model.config.max_seq_len
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
     if not prompts or max_new_tokens == 0:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from minillm.errors import UserError
+
 
 class KVCache:
     """Keys and values of every layer for up to `max_len` columns, written once and never moved.
@@ -50,12 +52,15 @@ class KVCache:
         return 2 * self.keys.numel() * self.keys.element_size()
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends k, v (B, K, T, Dh) of one layer; returns views of all columns (B, K, S, Dh)."""
+        """Appends k, v (B, K, T, Dh) of one layer; returns all columns (B, K, S, Dh), as views
+        where the cache is in their dtype. Errors: UserError for rows or columns it has not."""
         end = self.length + k.size(2)
-        assert end <= self.max_len, f"cache holds {self.max_len} columns, {end} needed"
+        if end > self.max_len or len(k) != self.keys.size(1):
+            raise UserError(f"cache: made for {self.keys.size(1)} rows of {self.max_len} columns, "
+                            f"{len(k)} of {end} are needed; make a larger one")  # fmt: skip
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return self.keys[layer, :, :, :end].to(k.dtype), self.values[layer, :, :, :end].to(v.dtype)
 
     def advance(self, n: int, n_virtual: int = 0) -> None:
         """Counts n new columns as written, n_virtual of them a soft prompt's; the model calls it
@@ -65,8 +70,14 @@ class KVCache:
 
     def reorder(self, rows: Tensor) -> None:
         """Takes the given rows (N,) as the new batch: beam search keeps some, twice or never."""
-        self.keys = self.keys[:, rows]
-        self.values = self.values[:, rows]
+        self.keys, self.values = (self._taken(x, rows) for x in (self.keys, self.values))
+
+    def _taken(self, x: Tensor, rows: Tensor) -> Tensor:
+        """x with the filled columns of the given rows, in place where there are as many."""
+        shape = (x.size(0), len(rows), *x.shape[2:])
+        out = x if len(rows) == x.size(1) else x.new_empty(shape)
+        out[:, :, :, : self.length] = x[:, rows, :, : self.length]
+        return out
 
     def reset(self) -> None:
         """Forgets everything but a learned prefix, keeping the memory."""

@@ -62,17 +62,35 @@ def first_layers(
     return kept, wanted
 
 
+def is_copy(head: LazyTensor, embedding: LazyTensor | None) -> bool:
+    """Whether the head that lies beside a tied embedding is that embedding once more. Where it is
+    not, the file is right and its config wrong, as for transformers: warns, and the head counts."""
+    if embedding is None or head.shape != embedding.shape:
+        same = False
+    else:
+        tensors = torch.empty(head.shape), torch.empty(head.shape)
+        head.write_to(tensors[0])
+        embedding.write_to(tensors[1])
+        same = torch.equal(*tensors)
+    if not same:
+        print(f"warning: {head.source}: lm_head.weight is not the embedding that the config "
+              "ties it to; it is loaded as it is", file=sys.stderr)  # fmt: skip
+    return same
+
+
 def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
     """Warns if there is none. Errors: UserError if ids would not fit the embedding, or most of it
     would never be used (some models pad their vocabulary, by less than 1,024 rows)."""
-    if tokenizer.vocab_size > vocab_size:
+    if tokenizer.is_bytes:
+        use = "text is taken as bytes, which suits no model trained otherwise"
+        if tokenizer.vocab_size > vocab_size:  # its ids can still be computed with
+            use = f"it has {vocab_size} ids, too few for text taken as bytes"
+        print(f"warning: {where}: no tokenizer beside it; {use} (add --tokenizer)", file=sys.stderr)
+    elif tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model {vocab_size}; "
             "give the tokenizer the model was trained with (--tokenizer)"
         )
-    if tokenizer.is_bytes:
-        print(f"warning: {where}: no tokenizer beside it; text is taken as bytes, which suits no "
-              "model trained otherwise (add --tokenizer)", file=sys.stderr)  # fmt: skip
     elif not 0 <= vocab_size - tokenizer.vocab_size < 1024:
         raise UserError(
             f"{tokenizer.path}: the tokenizer has {tokenizer.vocab_size} pieces, the model "

@@ -68,7 +68,7 @@ class DPO:
         """What the reference gives to the same answers, (2P,)."""
         if self.copy is not None:
             return sequence_logprobs(self.copy, batch)
-        with without_lora(model):
+        with without_lora(model), evaluating(model):
             return sequence_logprobs(model, batch)
 
 

@@ -179,12 +179,13 @@ def begin(
     return run
 
 
-def hash_of_base(job: Job) -> str:
-    """Of the weights that the run began with, without what the method has added to them."""
+def hash_of_base(job: Job) -> dict[str, str]:
+    """Of the weights that the run began with, without what the method has added to them: in bf16
+    and in fp16, one of which another precision than the run's leaves as it is."""
     base = job.base.model
     added = {name for name, p in base.named_parameters() if p.requires_grad}
     in_place = METHODS[job.method].in_place
-    return fingerprint(base, () if in_place else added)["bfloat16"]
+    return fingerprint(base, () if in_place else added)
 
 
 def keep(job: Job, run: Run, progress: Progress, keep_last: bool) -> None:
@@ -220,7 +221,7 @@ def keep_weights(job: Job, run: Run, progress: Progress, keep_last: bool) -> Non
         save("_last")
     if progress.best_step != progress.step:
         try:
-            load_trainable(model, run.load_best())
+            load_trainable(model, run.load_best(progress.best_step))
             which = f"step {progress.best_step} of {progress.step}"
             print(f"keeping {which}, the best on held-out data")
         except UserError as error:  # at the end of a run, the last step is better than nothing

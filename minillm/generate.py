@@ -76,6 +76,7 @@ def generate_steps(
     stop: StopStrings | None = None,
 ) -> Iterator[Step]:
     """`generate` one step at a time, for streaming, with its arguments and errors."""
+    eos_id = eos_id if eos_id in range(model.config.vocab_size) else None
     n_prompt = 0 if prompt is None else prompt.size(0)
     limit = model.config.max_seq_len - n_prompt
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)

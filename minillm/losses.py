@@ -4,6 +4,7 @@ Sums, not means: the loop divides by the count of the whole optimizer step, so t
 10 targets beside one with 190 weighs 5 %, however the step is cut into micro-batches.
 """
 
+import torch
 from torch import Tensor, nn
 
 from minillm.cross_entropy import cross_entropy, is_frozen_head
@@ -20,7 +21,7 @@ def token_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Ten
     """
     targets, where = supervision(model, batch)
     out = model(batch[0][:, :-1], **where)
-    return to_losses(out, targets).sum(), where["logits_at"].sum()
+    return to_losses(out, targets).sum(), torch.tensor(len(targets))  # known to the CPU already
 
 
 def sequence_logprobs(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -38,9 +39,10 @@ def sequence_logprobs(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 def supervision(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict]:
     """The N labelled tokens (N,), and what the model is told beside the tokens: which positions
     predict them, (B, T-1) bool, and what `question` adds."""
-    targets = batch[1][:, 1:]  # (B, T-1): position t predicts token t + 1
-    at = targets != IGNORED
-    return targets[at], question(model, at, targets[at], getattr(batch, "segments", None))
+    following = batch[1][:, 1:]  # (B, T-1): position t predicts token t + 1
+    at = following != IGNORED
+    targets = following[at]  # (N,)
+    return targets, question(model, at, targets, getattr(batch, "segments", None))
 
 
 def question(

@@ -16,7 +16,7 @@ from minillm.adapt.methods import untie_head
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
-from minillm.fingerprint import fingerprint, tokenizer_fingerprint
+from minillm.fingerprint import LORA, fingerprint, tokenizer_fingerprint
 from minillm.linear import is_plain
 from minillm.peft_lora import load_lora, lora_files
 from minillm.peft_prompts import PREFIX, PROMPT, load_prompt, prompt_files
@@ -43,6 +43,7 @@ def save_adapter(
     """
     folder = Path(folder)
     base, notes = model, {}
+    _check_saveable(model, folder)
     if isinstance(model, SoftPrompt | PrefixTuning):
         base = model.model
         tensors, config = prompt_files(model)
@@ -64,6 +65,24 @@ def save_adapter(
         "tokenizer_fingerprint": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
         "template": template, "settings": settings, "merged": False,
     })  # fmt: skip
+
+
+def _check_saveable(model: nn.Module, folder: Path) -> None:
+    """Errors: UserError for what the files would leave out: tensors trained beside LoRA, LoRA under
+    a soft prompt or prefix, that a layer is switched off."""
+    layers = lora_layers(model)
+    if not layers:
+        return
+    others = [p for name, p in model.named_parameters() if name.rpartition(".")[2] not in LORA]
+    some_trained = len({p.requires_grad for p in others}) == 2  # all: nobody has marked any
+    off = [name for name, layer in layers.items() if not layer.enabled]
+    if isinstance(model, SoftPrompt | PrefixTuning) or some_trained:
+        what = "LoRA and more is trained, and one adapter holds one method; save them apart"
+    elif off:
+        what = f"{off[0]} is switched off, which no file can say; switch it on"
+    else:
+        return
+    raise UserError(f"{folder}: {what}")
 
 
 def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> nn.Module:

@@ -55,7 +55,8 @@ def lora_files(model: nn.Module, folder: Path) -> tuple[dict[str, Tensor], dict,
         tensors[f"{PREFIX}{hf}.lora_A.weight"] = a
         tensors[f"{PREFIX}{hf}.lora_B.weight"] = rope_to_halves(b, heads) if heads else b
     settings = {
-        "peft_type": "LORA", "r": rank, "lora_alpha": scaling * rank, "lora_dropout": dropout,
+        "peft_type": "LORA", "r": rank, "lora_dropout": dropout,
+        "lora_alpha": float(f"{scaling * rank:.15g}"),  # 7, not 7.000000000000001
         "target_modules": sorted(_targets({names[n][0] for n in layers}, names)),
         "bias": "none", "fan_in_fan_out": model.FAN_IN_FAN_OUT,
     }  # fmt: skip
@@ -101,7 +102,8 @@ def load_lora(
         slices = [f"{name}.{part}" for part in own]
         add_lora(model, slices or [name], share, alpha, settings["dropout"])
         layer = model.get_submodule(name)
-        a, b = (torch.empty(expected[f"{name}.{factor}"]) for factor in LORA)
+        shapes = (expected[f"{name}.{factor}"] for factor in LORA)
+        a, b = (torch.empty(shape, dtype=layer.lora_A.dtype) for shape in shapes)
         tensors[f"{name}.lora_A"].write_to(a)
         tensors[f"{name}.lora_B"].write_to(b)
         layer.set_factors(a[:rank], b[:, :rank])
@@ -129,6 +131,8 @@ def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) ->
     ours = {hf: (name, heads) for name, (hf, heads) in model.hf_names().items()}
     tensors = {}
     for key, lazy in found.items():
+        if key.endswith(".base_layer.weight"):  # beside LoRA on a head PEFT writes the head itself
+            continue
         module, factor, end = _split(key)
         if module not in ours or end != "weight" or factor not in LORA:
             raise UserError(f"{file}: {key} belongs to no layer of this model; a wrong base?")

@@ -54,14 +54,36 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes the GPU if there is one. Errors: UserError for a device that is not here."""
+    """`auto` takes the GPU if there is one. Errors: UserError for a device that is not here, or
+    that this PyTorch has no code for."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type == "meta":
             raise RuntimeError("has no memory")
-        torch.empty(1, device=device)
+        torch.empty(1, device=device)  # asks nothing of the GPU's own code
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"device {name!r} is not available here; use --device cpu") from None
+    if device.type == "cuda":
+        _check_built_for(device)
     return device
+
+
+def _check_built_for(device: torch.device) -> None:
+    major, minor = torch.cuda.get_device_capability(device)
+    kinds = ("sm_", "compute_")  # others, as AMD's, are not judged
+    built = [arch for arch in torch.cuda.get_arch_list() if arch.startswith(kinds)]
+    if built and not any(_runs(arch, major, minor) for arch in built):
+        raise UserError(f"{device}: a GPU of capability {major}.{minor}, but this PyTorch is built "
+                        f"for {', '.join(built)}; install one that is")  # fmt: skip
+
+
+def _runs(arch: str, major: int, minor: int) -> bool:
+    """sm_86 runs on capability 8.6 to 8.9; compute_80 is compiled on the spot for 8.0 and later."""
+    kind, _, digits = arch.partition("_")
+    digits = "".join(c for c in digits if c.isdigit())
+    built = int(digits[:-1]), int(digits[-1])
+    if kind == "sm":
+        return built[0] == major and built[1] <= minor
+    return built <= (major, minor)

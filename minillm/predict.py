@@ -50,8 +50,11 @@ def predict_labels(
     if by not in (GENERATION, LIKELIHOOD):
         raise UserError(f"by {by!r}: choose {GENERATION} or {LIKELIHOOD}")
     context = model.config.max_seq_len
-    room = max_new_tokens if by == GENERATION else 0
-    needed = [_length(tokenizer, sample.prompt, labels) + room for sample in samples]
+    prompts = [sample.prompt for sample in samples]
+    if by == GENERATION:
+        needed = [len(tokenizer.encode(p, bos=True)) + max_new_tokens for p in prompts]
+    else:
+        needed = [max(len(label_row(tokenizer, p, x).tokens) for x in labels) for p in prompts]
     order = sorted((i for i, n in enumerate(needed) if n <= context), key=needed.__getitem__)
     predicted = dict.fromkeys(range(len(samples)), Prediction(NONE, ""))
     if len(order) < len(samples):
@@ -70,11 +73,6 @@ def predict_labels(
             found = _likeliest(model, tokenizer, prompts, labels)
         predicted |= zip(rows, found, strict=True)
     return [predicted[i] for i in range(len(samples))]
-
-
-def _length(tokenizer, prompt: str, labels: Sequence[str]) -> int:
-    """Tokens of a prompt with its longest label."""
-    return max(len(label_row(tokenizer, prompt, label).tokens) for label in labels)
 
 
 def read_label(text: str, labels: Sequence[str]) -> Prediction:

@@ -46,28 +46,11 @@ def preflight(job: Job, loss_fn: LossFn, folder: Path | None) -> None:
 
 
 def check_device(precision: Precision) -> str:
-    """Whether the installed PyTorch has code for this GPU, and the dtype is the hardware's own."""
+    """Whether the dtype is the hardware's own."""
     device = precision.device
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        kinds = ("sm_", "compute_")  # others, as AMD's, are not judged
-        built = [arch for arch in torch.cuda.get_arch_list() if arch.startswith(kinds)]
-        if built and not any(_runs(arch, major, minor) for arch in built):
-            raise UserError(f"{device}: a GPU of capability {major}.{minor}, but this PyTorch is "
-                            f"built for {', '.join(built)}; install one that is")  # fmt: skip
     emulated = precision.name == "bf16" and not has_native_bf16(device)
     note = "bf16 is emulated here, which is slow: fp32 or auto is better" if emulated else "native"
     return f"{precision.name} products on {device}: {note}"
-
-
-def _runs(arch: str, major: int, minor: int) -> bool:
-    """sm_86 runs on capability 8.6 to 8.9; compute_80 is compiled on the spot for 8.0 and later."""
-    kind, _, digits = arch.partition("_")
-    digits = "".join(c for c in digits if c.isdigit())
-    built = int(digits[:-1]), int(digits[-1])
-    if kind == "sm":
-        return built[0] == major and built[1] <= minor
-    return built <= (major, minor)
 
 
 def check_context(rows: list[Row], held_out: list[Row], context: int) -> str:

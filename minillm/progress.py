@@ -68,7 +68,7 @@ def save(run: Run, progress: Progress, model: nn.Module, optimizer, scaler) -> N
     """
     if not run.keeps_weights:
         return
-    weights = trainable_state(model)
+    weights = trained(model)
     if bad := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
         raise NumericError(f"{bad[0]} holds no numbers after step {progress.step}; lower --lr; the "
                            f"last good checkpoint: {run.newest() or 'none yet'}")  # fmt: skip
@@ -96,14 +96,14 @@ def restore(run: Run | None, model: nn.Module, optimizer, scaler) -> Progress:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of what is trained, and of what a method drew for good, on the CPU, by name."""
-    return {name: x.detach().cpu().clone() for name, x in _kept(model).items()}
+    """Copies of what `trained` shows, on the CPU."""
+    return {name: x.cpu().clone() for name, x in trained(model).items()}
 
 
 @torch.no_grad()
 def load_trainable(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Puts trainable_state back. Errors: UserError if the names differ."""
-    kept = _kept(model)
+    kept = trained(model)
     if kept.keys() != weights.keys():
         raise UserError("the checkpoint trains other tensors; resume with the settings it began")
     for name, p in kept.items():
@@ -113,9 +113,9 @@ def load_trainable(model: nn.Module, weights: dict[str, Tensor]) -> None:
         p.copy_(weights[name])
 
 
-def _kept(model: nn.Module) -> dict[str, Tensor]:
+def trained(model: nn.Module) -> dict[str, Tensor]:
     """What requires a gradient, and the buffers that belong to the model's state: the start of a
-    re-parametrised prefix, which another seed or text would draw anew."""
+    re-parametrised prefix, which another seed or text would draw anew. Not copies, by name."""
     state = model.state_dict().keys()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return trained | {name: b for name, b in model.named_buffers() if name in state}
+    found = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return found | {name: b for name, b in model.named_buffers() if name in state}

@@ -144,22 +144,28 @@ class Run:
             old.unlink()
         return path
 
-    def save_best(self, weights: dict) -> None:
-        """Writes best.pt, the trainable weights with the lowest held-out loss so far."""
+    def save_best(self, weights: dict, step: int) -> None:
+        """Writes best.pt, the trainable weights with the lowest held-out loss so far, and of which
+        step they are."""
         with atomic_file(self.folder / "best.pt", _n_bytes(weights)) as temporary:
-            torch.save(weights, temporary)
+            torch.save({"weights": weights, "step": step}, temporary)
 
     def newest(self) -> Path | None:
         """The newest checkpoint, if there is one."""
         return next(iter(self._checkpoints()), None)
 
-    def load_best(self) -> dict:
-        """What save_best wrote. Errors: UserError if it is damaged."""
+    def load_best(self, step: int) -> dict:
+        """The weights that save_best wrote at this step. Errors: UserError if they are damaged, or
+        of a step that was taken again after a crash."""
         path = self.folder / "best.pt"
         try:
-            return _load_checked(path)
+            kept = _load_checked(path)
+            found, weights = kept["step"], kept["weights"]
         except DAMAGE as error:
             raise UserError(f"{path}: damaged ({type(error).__name__}); train again") from None
+        if found != step:
+            raise UserError(f"{path}: is of step {found}, which a crash undid; train again")
+        return weights
 
     def load_newest(self) -> dict | None:
         """The newest checkpoint that reads back, or None; metrics.jsonl is cut back to its step
@@ -191,7 +197,7 @@ class Run:
 
     def _check_identity(self, path: Path, state: dict) -> None:
         for name, now in self.identity.items():
-            if state.get("identity", {}).get(name, now) != now:
+            if not _agree(state.get("identity", {}).get(name, now), now):
                 raise UserError(f"{path}: trained with another {name} than this; resume with the "
                                 f"{name} it began with, or start another run")  # fmt: skip
         before, now = state.get("versions", {}), self.made_with
@@ -203,6 +209,13 @@ class Run:
         numbered = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in self._files()]
         found = [(int(match[1]), path) for match, path in numbered if match]
         return [path for _, path in sorted(found, reverse=True)]
+
+
+def _agree(before: str | dict, now: str | dict) -> bool:
+    """Whether two hashes, or one of two by name, are the same."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return any(before.get(name) == now[name] for name in now)
+    return before == now
 
 
 def _start_wandb(project: str | None, name: str, config: dict):

@@ -28,7 +28,7 @@ from minillm.progress import (
     out_of_patience,
     restore,
     save,
-    trainable_state,
+    trained,
 )
 from minillm.runs import Run
 
@@ -74,9 +74,9 @@ def train(
             began = time.perf_counter()
             summed, count, n_tokens, supervised, told = 0.0, 0, 0, 0, Counter()
             for batch in batches.group(progress.step, settings.accumulation_steps):
-                batch = to_device(batch, precision.device)
+                moved = to_device(batch, precision.device)
                 with precision.autocast():
-                    loss_sum, loss_count, *more = loss_fn(model, batch)
+                    loss_sum, loss_count, *more = loss_fn(model, moved)
                 scaler.scale(loss_sum).backward()
                 summed += float(loss_sum.detach())
                 del loss_sum  # kept, it would lie amid the memory that backward has freed
@@ -118,10 +118,11 @@ def train(
                 if evaluated or due or stop:
                     save(run, progress, model, optimizer, scaler)
                     saved = time.monotonic()
-            if stop:
-                newest = run.newest() if run is not None and run.keeps_weights else None
-                where = f"kept {newest}; --resume continues" if newest else "not kept"
-                raise Interrupted(stop, where)
+            ended |= stop is not None
+        if asked.signal is not None:  # also one that came during the last save
+            newest = run.newest() if run is not None and run.keeps_weights else None
+            where = f"kept {newest}; --resume continues" if newest else "not kept"
+            raise Interrupted(asked.signal, where)
     return progress, optimizer
 
 
@@ -204,4 +205,4 @@ def note_held_out(row: dict, progress: Progress, model: nn.Module, run: Run | No
     if is_best:
         progress.best, progress.best_step = held_out, row["step"]
         if run is not None and run.keeps_weights:
-            run.save_best(trainable_state(model))
+            run.save_best(trained(model), row["step"])

@@ -56,7 +56,7 @@ class LazyTensor:
             self.fill(out)
             if not bool(out.sum(dtype=torch.float32).isfinite()):  # one NaN is enough
                 raise UserError(f"{self.source}: holds NaN or infinite numbers; download it again")
-        except UserError:
+        except (UserError, torch.OutOfMemoryError):
             raise
         except (SafetensorError, RuntimeError, ValueError) as error:
             raise _damaged(self.source, error) from None
@@ -115,7 +115,9 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     }
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(path: Path, error: Exception) -> Exception:
+    if "CUDA error" in str(error) or "can't allocate" in str(error):
+        return error  # the file is not to blame
     reason = " ".join(str(error).split())[:80] or type(error).__name__
     return UserError(f"{path}: truncated or corrupt ({reason}); download it again")
 

@@ -81,8 +81,8 @@ def read_config(path: Path) -> PhiConfig:
     for field, bad in refused.items():
         if bad:
             raise UserError(f"{path}: {field} {p.get(field)!r} is not Phi-1.5; not supported")
-    share = rope.get("partial_rotary_factor") or p.number("partial_rotary_factor", 0.5)
-    theta = rope.get("rope_theta") or p.number("rope_theta", 10000.0)
+    share = rope.get("partial_rotary_factor", p.number("partial_rotary_factor", 0.5))
+    theta = rope.get("rope_theta", p.number("rope_theta", 10000.0))
     return p.build(
         PhiConfig,
         width, p.whole("num_hidden_layers"), heads, p.whole("num_key_value_heads", heads),

@@ -21,6 +21,7 @@ from minillm.config import check_sizes, find_preset
 from minillm.cross_entropy import cut_cross_entropy
 from minillm.errors import UserError
 from minillm.linear import Linear, linear
+from minillm.norm import LayerNorm
 from minillm.rope import rope_table
 
 
@@ -128,7 +129,7 @@ class Block(nn.Module):
 
     def __init__(self, config: PhiConfig):
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.dim, config.norm_eps)
+        self.input_layernorm = LayerNorm(config.dim, config.norm_eps)
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
 
@@ -164,7 +165,7 @@ class Phi(nn.Module):
         self.attention = "sdpa"  # or "explicit": scores, mask, softmax, values one by one
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.final_layernorm = nn.LayerNorm(config.dim, config.norm_eps)
+        self.final_layernorm = LayerNorm(config.dim, config.norm_eps)
         if not config.tied_head:
             self.lm_head = Linear(config.dim, config.vocab_size)
         self.init_weights()

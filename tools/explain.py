@@ -50,8 +50,9 @@ def explain(
     """
     own = torch.softmax(logits, -1)  # (V,)
     penalized = penalize_repetition(
-        logits[None], torch.tensor([seen], device=logits.device), None, sampling.repetition_penalty
-    )[0]
+        logits[None], torch.tensor([seen], device=logits.device), None,
+        sampling.repetition_penalty, tokenizer.eos_id,
+    )[0]  # fmt: skip
     removed = removed_by(penalized, sampling)
     why = {token: name for name, tokens in removed.items() for token in tokens}
     share = torch.zeros_like(own)  # (V,)

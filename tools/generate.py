@@ -60,7 +60,7 @@ def collect_prompts(given: list[str] | None, file: str | None) -> list[str]:
     """--prompt and the non-empty lines of --prompts. Errors: UserError if there are none."""
     prompts = list(given or [])
     if file is not None:
-        prompts += [line for line in read_text(file).split("\n") if line.strip()]
+        prompts += [line.removesuffix("\r") for line in read_text(file).split("\n") if line.strip()]
         if not prompts:
             raise UserError(f"{file}: no prompts; write one on each line")
     if not prompts:

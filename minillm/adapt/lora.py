@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minillm.adapt.lora_linear import LoRALinear, LoRAParts
 from minillm.errors import UserError
-from minillm.linear import Linear
+from minillm.linear import Linear, is_plain
 
 
 def add_lora(
@@ -26,7 +26,7 @@ def add_lora(
     "wq" means every module so called, "layers.0.attention.wq" that one; "q" the slice of that name
     in every fused layer that has one (its `parts`). Call mark_only_lora_as_trainable next. Errors:
     UserError naming the module, and nothing is changed, for a target that matches nothing, is no
-    nn.Linear or has LoRA already, for a rank below 1 or above the smaller side of the matrix.
+    plain nn.Linear or has LoRA already, for a rank below 1 or above the smaller side of the matrix.
     """
     modules = dict(model.named_modules())
     found = _find_targets(modules, list(targets))
@@ -69,8 +69,9 @@ def _find_targets(modules: dict[str, nn.Module], targets: list[str]) -> dict[str
 def _check_target(name: str, module: nn.Module, parts: list[str], rank: int) -> None:
     if isinstance(module, LoRALinear) and module.is_lora():
         raise UserError(f"{name}: has LoRA already; add it once, to the plain model")
-    if not isinstance(module, nn.Linear):
-        raise UserError(f"{name}: a {type(module).__name__}, not a linear layer; choose another")
+    if not is_plain(module) and not isinstance(module, LoRALinear):
+        raise UserError(f"{name}: a {type(module).__name__}, not a linear layer of the plain "
+                        "model; choose another")  # fmt: skip
     rows = module.out_features // (len(module.parts) if parts else 1)
     smaller = min(module.in_features, rows)
     if not 1 <= rank <= smaller:

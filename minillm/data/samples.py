@@ -225,7 +225,9 @@ def read_csv_rows(path: Path) -> Rows:
         try:
             for row in reader:
                 empty = False
-                yield row, f"{path}:{reader.line_num}"
+                lines = {k: v.replace("\r\n", "\n") if isinstance(v, str) else v
+                         for k, v in row.items()}  # fmt: skip
+                yield lines, f"{path}:{reader.line_num}"
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: broken CSV ({error}); fix it") from None
         except UnicodeDecodeError:

@@ -151,3 +151,15 @@ def test_a_head_of_its_own_comes_back_and_transformers_reads_it(bpe, tmp_path):
     peer = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, attn_implementation="eager")
     tokens = torch.randint(bpe.vocab_size, (2, 64))
     assert torch.allclose(model(tokens), peer(tokens).logits, atol=1e-4)
+
+
+def test_a_head_beside_a_tied_embedding_counts_where_it_differs(model, folder, capsys):
+    transformers = pytest.importorskip("transformers")
+    state = load_file(folder / "model.safetensors")
+    head = state["transformer.wte.weight"].flip(0).contiguous()
+    save_file(state | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    peer = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokens = torch.randint(0, 300, (1, 70))
+    got = load_gpt2(folder)[0](tokens)
+    torch.testing.assert_close(got, peer(tokens).logits, atol=1e-4, rtol=0)
+    assert "lm_head.weight is not the embedding" in capsys.readouterr().err

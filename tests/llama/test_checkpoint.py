@@ -327,3 +327,35 @@ def test_shards_in_the_hubs_own_cache_load(folder, model):
             shutil.copy(file, snapshot)
     again, _ = load_llama(snapshot)
     assert equal_states(again, model)
+
+
+def test_a_head_beside_a_tied_embedding_counts_where_it_differs(tokenizer, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    save_llama(sharp(Llama(small_config(tied_head=True))), tokenizer, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    for change in (0.0, 0.5):  # twice the same, then another
+        state["lm_head.weight"] = state["model.embed_tokens.weight"] + change
+        save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+        model, tokens = load_llama(tmp_path)[0], torch.randint(0, 2048, (1, 70))
+        peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=1e-4, rtol=0)
+        assert model.config.tied_head is (change == 0)
+    assert "lm_head.weight is not the embedding" in capsys.readouterr().err
+
+
+def test_ids_too_few_for_bytes_are_told_and_the_model_computes(tmp_path, tokenizer, capsys):
+    save_llama(Llama(small_config(vocab_size=128)), LlamaTokenizer(None), tmp_path)
+    model, _ = load_llama(tmp_path)
+    assert "128 ids, too few for text taken as bytes" in capsys.readouterr().err
+    assert len(generate(model, [[5, 127]], 4)[0]) == 4
+
+
+@pytest.mark.parametrize("fields", [
+    {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
+])  # fmt: skip
+def test_what_rope_parameters_say_is_read(folder, fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(UserError, match="llama3|rope_theta is 0"):
+        load_llama(folder)

@@ -1,5 +1,7 @@
 """The tokenizer: exact on any text, streamed text equal to the whole, no half characters."""
 
+import json
+
 import pytest
 
 from llama import LlamaTokenizer
@@ -65,3 +67,38 @@ def test_offsets_say_where_each_token_begins(tokenizer, text):
     whole = [i for i, start in enumerate(starts) if i and start != starts[i - 1]]
     for i in whole:  # cut where a character begins, both halves are the text's
         assert tokenizer.decode(ids[:i]) == text[: starts[i]]
+
+
+def write_json(tokenizer, folder):
+    """tokenizer.json as transformers 5 writes it."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(folder)
+    transformers.LlamaTokenizer.from_pretrained(folder).save_pretrained(folder / "json")
+    return folder / "json" / "tokenizer.json"
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokenizer_json_encodes_as_transformers_reads_it(tokenizer, tmp_path, text):
+    transformers = pytest.importorskip("transformers")
+    path = write_json(tokenizer, tmp_path)
+    ours = LlamaTokenizer(path)
+    peer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+    text = text.lstrip()  # to a text that begins with a space transformers adds none
+    written = {"add_special_tokens": False, "split_special_tokens": True}
+    assert ours.encode(text) == peer.encode(text, **written)
+    assert ours.decode(ours.encode(text)) == text
+    assert (ours.bos_id, ours.eos_id, ours.vocab_size) == (1, 2, tokenizer.vocab_size)
+
+
+@pytest.mark.parametrize("change", [
+    {"model": {"byte_fallback": False}}, {"model": {"merges": [["a"]]}}, {"model": {"vocab": {}}},
+    {"pre_tokenizer": {"type": "ByteLevel"}}, {"model": {"type": "Unigram"}},
+])  # fmt: skip
+def test_a_tokenizer_json_of_another_kind_is_refused(tokenizer, tmp_path, change):
+    path = write_json(tokenizer, tmp_path)
+    content = json.loads(path.read_text())
+    for field, values in change.items():
+        content[field] = {**content[field], **values} if field == "model" else values
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="tokenizer.json"):
+        LlamaTokenizer(path)

@@ -125,3 +125,21 @@ def test_what_cannot_be_generated_is_refused_with_its_numbers(model, change, mes
     arguments = {"prompts": [[1]], "max_new_tokens": 3, "use_cache": use_cache} | change
     with pytest.raises(UserError, match=message):
         generate(model, **arguments)
+
+
+def test_a_cache_refuses_more_rows_or_columns_than_it_has(model):
+    cache = model.new_cache(2, 4)
+    for tokens in (torch.ones(2, 5), torch.ones(1, 3)):
+        with pytest.raises(UserError, match="cache: made for 2 rows of 4 columns"):
+            model(tokens.long(), cache)
+    assert cache.length == 0
+
+
+def test_a_narrower_cache_is_a_rounded_one(model):
+    tokens = torch.randint(0, 2048, (1, 12))
+    cache = model.new_cache(1, 12, torch.bfloat16)
+    found = torch.cat([model(part, cache) for part in tokens.split(3, 1)], 1)
+    assert found.dtype == torch.float32 and not torch.equal(found, model(tokens))
+    wide = model.new_cache(1, 12, torch.float64)
+    found = torch.cat([model(part, wide) for part in tokens.split(3, 1)], 1)
+    torch.testing.assert_close(found, model(tokens), atol=1e-4, rtol=0)

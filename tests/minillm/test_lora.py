@@ -9,6 +9,7 @@ from torch import nn
 from gpt2 import GPT2, GPT2Config
 from llama import Llama
 from minillm import LoRALinear, add_lora, generate, lora_state_dict, mark_only_lora_as_trainable
+from minillm.adapt.bottleneck import add_adapters
 from minillm.adapt.lora import evaluating, fold_lora, lost_in_merging
 from minillm.errors import UserError
 from tests.conftest import equal_states, sharp, small_config, small_gpt2
@@ -484,3 +485,15 @@ def test_merging_under_autocast_is_merging_in_fp32(model):
     with torch.autocast("cpu", torch.bfloat16):
         merged = layer.eval().weight.detach().clone()
     assert torch.equal(merged, layer.train().weight + update)
+
+
+def test_a_layer_that_is_more_than_linear_is_refused_not_replaced():
+    model = Llama(small_config())
+    add_adapters(model, ("feed_forward.w2",), 4)
+    with pytest.raises(UserError, match="AdapterLinear"):
+        add_lora(model, ("w2",), rank=2)
+
+
+def test_the_arguments_come_in_the_order_that_is_promised():
+    layer = LoRALinear(8, 6, True, 2, 4.0, 0.1)
+    assert (len(layer.lora_A), layer.lora_scaling, layer.lora_dropout.p) == (2, 2.0, 0.1)

@@ -8,7 +8,9 @@ from torch import nn
 
 from gpt2 import load_gpt2
 from llama import Llama, load_llama, save_llama
-from minillm import add_lora, lora_state_dict
+from minillm import add_lora, lora_state_dict, mark_only_lora_as_trainable
+from minillm.adapt.lora import lora_layers
+from minillm.adapt.prompts import SoftPrompt
 from minillm.errors import UserError
 from minillm.peft_format import load_adapter, read_notes, save_adapter
 from tests.conftest import sharp, small_config, small_gpt2
@@ -213,3 +215,40 @@ def test_slices_that_do_not_fit_are_refused(gpt2_base, tmp_path, parts):
     (tmp_path / "adapter" / "minillm.json").write_text(json.dumps(notes | {"parts": parts}))
     with pytest.raises(UserError, match="save"):
         load_adapter(load_gpt2(gpt2_base)[0], tmp_path / "adapter")
+
+
+def test_what_the_files_would_leave_out_is_refused(base, tmp_path, tokenizer):
+    model = mark_only_lora_as_trainable(adapted(load_llama(base)[0]))
+    model.norm.weight.requires_grad = True
+    with pytest.raises(UserError, match="LoRA and more"):
+        save_adapter(model, tmp_path / "a")
+    wrapped = SoftPrompt(adapted(load_llama(base)[0]), torch.randn(3, model.config.dim))
+    with pytest.raises(UserError, match="LoRA and more"):
+        save_adapter(wrapped, tmp_path / "a")
+    model = adapted(load_llama(base)[0])
+    next(iter(lora_layers(model).values())).enabled = False
+    with pytest.raises(UserError, match="switched off"):
+        save_adapter(model, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_adapter_of_pefts_on_the_head_loads(base, tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(base)
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    peer = peft.get_peft_model(peer, settings).eval()
+    for name, p in peer.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p, 0, 0.1)
+    peer.save_pretrained(tmp_path / "adapter")  # with the head itself
+    model = load_llama(base)[0].eval()
+    load_adapter(model, tmp_path / "adapter")
+    tokens = torch.randint(0, 2048, (2, 48))
+    torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=2e-4, rtol=0)
+
+
+def test_alpha_is_written_as_it_was_given(base, tmp_path):
+    model = load_llama(base)[0]
+    add_lora(model, ("wq",), rank=25, alpha=7)
+    save_adapter(model, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"] == 7.0

@@ -1,5 +1,7 @@
 """Labels from a language model: batches change nothing, garbage is counted, both labels scored."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -104,3 +106,12 @@ def test_a_prompt_without_room_in_the_context_counts_as_wrong_alone(both, capsys
         assert found[0].label == NONE
         assert found[1:] == predict_labels(model, tokenizer, samples(), LABELS, by)
     assert "do not fit" in capsys.readouterr().err
+
+
+def test_a_prompt_that_leaves_room_for_the_new_tokens_is_answered(both, capsys):
+    model, tokenizer = both
+    sample = samples(1)[0]
+    short = len(tokenizer.encode(sample.prompt, bos=True)) + 2
+    model.config = replace(model.config, max_seq_len=short)
+    found = predict_labels(model, tokenizer, [sample], LABELS, max_new_tokens=2)
+    assert found[0].answer and "do not fit" not in capsys.readouterr().err

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minillm import add_lora, mark_only_lora_as_trainable, preflight
+from minillm import add_lora, mark_only_lora_as_trainable, precision, preflight
 from minillm.data.batches import Batches, Row
 from minillm.errors import NumericError, UserError
 from minillm.footprint import predict_footprint
@@ -98,7 +98,7 @@ def test_a_missing_end_of_text_is_said():
     ("sm_120", (12, 0), True),
 ])  # fmt: skip
 def test_which_gpu_code_runs_where(arch, capability, runs):
-    assert preflight._runs(arch, *capability) is runs
+    assert precision._runs(arch, *capability) is runs
 
 
 def test_a_dry_run_checks_and_leaves_nothing(tmp_path, capsys):

@@ -313,3 +313,11 @@ def test_a_csv_that_was_cut_inside_a_field_is_refused(tmp_path):
     path.write_text(path.read_text() + '"a cut article","the first half of')
     with pytest.raises(UserError, match="broken CSV"):
         TASKS["cnn_dailymail"].read(path, SUMMARY)
+
+
+def test_windows_line_ends_change_no_sample(tmp_path):
+    rows = [article(i) | {"highlights": f"One {i}.\nTwo."} for i in range(30)]
+    path = write_csv(tmp_path / "a.csv", rows)
+    want = TASKS["cnn_dailymail"].read(path, SUMMARY)
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    assert TASKS["cnn_dailymail"].read(path, SUMMARY) == want

@@ -1,6 +1,7 @@
 """The loop: accumulation, schedules, counting, and what it refuses to do silently."""
 
 import math
+import signal
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from llama import Llama
 from minillm import add_lora, mark_only_lora_as_trainable
 from minillm.data.batches import Batches, Row
-from minillm.errors import NumericError, UserError
+from minillm.errors import Interrupted, NumericError, UserError
 from minillm.losses import token_loss
 from minillm.optimizer import lr_at, take_step
 from minillm.precision import choose_precision
@@ -404,3 +405,33 @@ def test_a_resume_that_is_refused_leaves_the_settings_as_they_were(tmp_path):
         train(lora_model(), token_loss, Batches(ragged_rows(6), 2, 0), None, TrainSettings(), FP32,
               run)  # fmt: skip
     assert (tmp_path / "run" / "config.json").read_text().strip() == "{}"
+
+
+def test_a_signal_during_the_last_save_is_not_lost(tmp_path, monkeypatch):
+    save = Run.save
+
+    def told_to_stop(self, state, step):
+        signal.raise_signal(signal.SIGTERM)
+        return save(self, state, step)
+
+    monkeypatch.setattr(Run, "save", told_to_stop)
+    settings = TrainSettings(accumulation_steps=8, max_iters=1)
+    run = Run(tmp_path / "run", {})
+    with pytest.raises(Interrupted, match="kept .*step_000001"):
+        train(lora_model(), token_loss, Batches(ragged_rows(8), 1, 0), None, settings, FP32, run)
+
+
+def test_the_best_weights_of_a_step_that_a_crash_undid_are_not_taken_for_another(tmp_path):
+    run = Run(tmp_path / "run", {})
+    run.save_best({"w": torch.ones(2)}, 2)
+    assert torch.equal(run.load_best(2)["w"], torch.ones(2))
+    with pytest.raises(UserError, match="is of step 2"):
+        run.load_best(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_one_token_predict_nothing_and_train_nothing(dtype):
+    model, tokens = Llama(small_config()).to(dtype), torch.ones(2, 1, dtype=torch.int64)
+    loss, count = token_loss(model, (tokens, tokens))
+    loss.backward()
+    assert (float(loss.detach()), int(count)) == (0.0, 0)

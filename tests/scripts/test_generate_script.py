@@ -98,3 +98,10 @@ def test_the_shares_shown_are_those_of_the_draw_after_the_penalty(tokenizer):
     first = text.splitlines()[1]
     assert f"{float(logits.softmax(-1)[6]):.2%}" in first and f"{share:.2%}" in first
     assert "chosen, penalty 1.7" in first
+
+
+def test_the_end_of_a_text_has_no_penalty_to_explain(bpe):
+    logits, eos = torch.zeros(300), bpe.eos_id  # which begins GPT-2's texts too
+    logits[eos] = 2.0
+    text = explain(bpe, [eos, 40], logits, Sampling(repetition_penalty=3.0), eos, 3)
+    assert text.splitlines()[1].endswith("chosen")

@@ -18,8 +18,12 @@ class Dice:
 
     def pick(self, options):
         """Picks one of a sequence, all equally likely."""
-        self.nats += math.log(len(options))
-        return options[int(self._random.random() * len(options))]
+        return options[self._index(len(options))]
+
+    def _index(self, n: int) -> int:
+        """One of 0 to n - 1, all equally likely."""
+        self.nats += math.log(n)
+        return int(self._random.random() * n)
 
     def weighted(self, options, weights):
         """Picks one of a sequence in proportion to its weight; a weight of zero is never picked."""
@@ -36,7 +40,7 @@ class Dice:
     def sample(self, options, count: int) -> list:
         """Picks `count` different members of a sequence, in random order."""
         rest = list(options)
-        return [rest.pop(rest.index(self.pick(rest))) for _ in range(count)]
+        return [rest.pop(self._index(len(rest))) for _ in range(count)]
 
     def shuffle(self, items) -> list:
         """Returns a shuffled copy."""

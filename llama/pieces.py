@@ -1,0 +1,100 @@
+"""SentencePiece models made from what is none: llama2.c's tokenizer.bin, Hugging Face's
+tokenizer.json, no file at all. So one library does all the encoding."""
+
+import struct
+from pathlib import Path
+
+from minillm.errors import UserError
+from minillm.files import Fields
+
+UNKNOWN, CONTROL, BYTE, NORMAL = 2, 3, 6, 1  # SentencePiece's piece types
+FIRST = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]  # ids 0 to 258
+
+
+def llama2c_proto(raw: bytes, path: Path) -> bytes:
+    """The SentencePiece ModelProto of a llama2.c tokenizer file: max length, then per token
+    float32 score, int32 length and the bytes, all little-endian."""
+    proto, at, token = b"", 4, 0
+    while at < len(raw):
+        if at + 8 > len(raw):
+            raise UserError(f"{path}: ends inside token {token}; download it again")
+        score, length = struct.unpack_from("<fi", raw, at)
+        text = raw[at + 8 : at + 8 + length]
+        if length < 0 or len(text) < length:
+            raise UserError(f"{path}: ends inside token {token}; download it again")
+        proto += _field(1, _piece(token, text, score))
+        at, token = at + 8 + length, token + 1
+    if token < 259:
+        raise UserError(f"{path}: {token} tokens, fewer than the 256 bytes; not a llama2.c file")
+    return _with_settings(proto, token, spaces=True)
+
+
+def json_proto(path: Path) -> bytes:
+    """From Hugging Face's tokenizer.json, all that transformers 5 writes, of a model that was
+    SentencePiece's before: a piece scores the higher the earlier the merge that makes it. Errors:
+    UserError for a broken file, or another kind of tokenizer (Llama 3's)."""
+    p = Fields(path)
+    model, added = p.table("model"), p.get("added_tokens", [])
+    vocab, merges = model.get("vocab"), model.get("merges")
+    try:
+        later = {token["content"]: token["id"] for token in added if token["id"] >= len(vocab)}
+        pieces = {token: piece for piece, token in (vocab | later).items()}
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+        made = {left + right: rank for rank, (left, right) in reversed([*enumerate(pairs)])}
+        is_plain = model["type"] == "BPE" and model["byte_fallback"] and _adds_space(p)
+        texts = [pieces[token] for token in range(len(vocab) + len(later))]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise UserError(f"{path}: no tokenizer of Llama's kind; give its tokenizer.model by "
+                        "--tokenizer") from None  # fmt: skip
+    if not is_plain or texts[:259] != FIRST:
+        raise UserError(f"{path}: another kind of tokenizer than Llama 2's; not supported")
+    proto = b"".join(
+        _field(1, _piece(token, text.encode(), -float(made.get(text, len(made))), text in later))
+        for token, text in enumerate(texts)
+    )
+    return _with_settings(proto, len(texts), spaces=True)
+
+
+def _adds_space(p: Fields) -> bool:
+    """Whether a text gets a space in front, by a normalizer or a pre-tokenizer."""
+    before = p.table("pre_tokenizer").get("prepend_scheme")
+    return before in ("first", "always") or "Prepend" in str(p.get("normalizer"))
+
+
+def byte_proto() -> bytes:
+    """A model of the three control tokens and the 256 bytes: any text, no vocabulary."""
+    pieces = (_piece(token, text.encode(), 0.0) for token, text in enumerate(FIRST))
+    proto = b"".join(_field(1, piece) for piece in pieces)
+    return _with_settings(proto, len(FIRST), spaces=False)
+
+
+def _with_settings(pieces: bytes, n_pieces: int, spaces: bool) -> bytes:
+    """BPE with byte fallback; `spaces`: text gets one in front, and all are written as U+2581."""
+    bpe = _number(3, 2) + _number(4, n_pieces) + _number(35, 1)  # type, size, byte fallback
+    normal = _number(3, spaces) + _number(4, 0) + _number(5, spaces)  # prefix, keep runs, escape
+    return pieces + _field(2, bpe) + _field(3, _field(1, b"identity") + normal)
+
+
+def _piece(token: int, text: bytes, score: float, is_control: bool = False) -> bytes:
+    """One vocabulary entry: ids 0 to 2 are control tokens, 3 to 258 the bytes, then BPE pieces (or
+    more control tokens)."""
+    kind = BYTE if token < len(FIRST) else NORMAL
+    if token < 3 or is_control:
+        kind = CONTROL if token else UNKNOWN
+    text = FIRST[token].encode() if token < 3 else text.replace(b" ", "\u2581".encode())
+    return _field(1, text) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
+
+
+def _varint(value: int) -> bytes:
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low]) if not rest else bytes([low | 0x80]) + _varint(rest)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _number(number: int, value: int) -> bytes:
+    """A varint protobuf field."""
+    return _varint(number << 3) + _varint(value)
