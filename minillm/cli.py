@@ -15,6 +15,16 @@ from minillm.files import read_json
 T = TypeVar("T")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's lines, and tells every default that a help text does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, untold = action.help, (None, False, "", [], argparse.SUPPRESS)
+        if not text or "(default" in text or action.default in untold:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with the project's manners.
 
@@ -26,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
         )
         self.add_argument("--config", metavar="FILE", help="JSON file with any of these settings")
         self.add_argument("--debug", action="store_true", help="show tracebacks of errors")
@@ -36,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         argv = [_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
         config = self._find_config(argv)
         if config is not None:
-            self.set_defaults(**self._read_config(Path(config)))
+            self._take(self._read_config(Path(config)), argv)
         args, unknown = self.parse_known_args(argv)
         if unknown:
             self.error(self._unknown(unknown[0]))
@@ -69,6 +79,17 @@ class Parser(argparse.ArgumentParser):
             except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
                 raise UserError(f"{path}: {name}: {value!r}: {error}; fix it") from None
         return values
+
+    def _take(self, values: dict, argv: list[str]) -> None:
+        """Makes a file's values the defaults: the flag of one need not be given, and of a flag that
+        may be repeated those on the command line replace the file's."""
+        given = {word.partition("=")[0] for word in argv}
+        for action in self._actions:
+            if action.dest in values:
+                action.required = False
+            if isinstance(action, argparse._AppendAction) and given & {*action.option_strings}:
+                values.pop(action.dest, None)
+        self.set_defaults(**values)
 
     def _unknown(self, flag: str) -> str:
         flags = [option for action in self._actions for option in action.option_strings]
@@ -113,11 +134,12 @@ def add_model_flags(parser: Parser) -> argparse._ArgumentGroup:
     """The flags of every script that loads a model; returns their group, for its own."""
     group = parser.add_argument_group("model")
     add = group.add_argument
-    add("--checkpoint", "--init-from", metavar="NAME|PATH",
+    add("--checkpoint", "--init-from", "--model-path", metavar="NAME|PATH",
         help="folder or file of weights, or a name under checkpoints/, such as gpt2-medium once "
         "it is downloaded (default: the bundled tiny model)")  # fmt: skip
     add("--layers", type=positive, help="keep only the first N layers (the others are not read)")
-    add("--tokenizer", help="tokenizer file, where the checkpoint has none beside it")
+    add("--tokenizer", "--tokenizer-path",
+        help="tokenizer file, where the checkpoint has none beside it")  # fmt: skip
     add("--attention", choices=["sdpa", "explicit"], default="sdpa",
         help="fused kernel, or scores, mask, softmax one by one: for the debugger")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")

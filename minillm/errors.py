@@ -5,6 +5,7 @@ frame between the script and the softmax). Exit codes: 0 done, 1 our bug, 2 the 
 3 numeric failure, 130 interrupted, 143 told to stop (SIGTERM).
 """
 
+import bdb
 import signal
 import sys
 import threading
@@ -45,6 +46,8 @@ def friendly_errors():
         print(_one_line(error), file=sys.stderr)
         sys.exit(_exit_code(error))
     except Exception as error:
+        if isinstance(error, bdb.BdbQuit):  # q in the debugger
+            raise
         message = str(error).splitlines()[0] if str(error) else ""
         no_memory = "out of memory" in message.lower() or "can't allocate" in message
         if not no_memory or "--debug" in sys.argv:

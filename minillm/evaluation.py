@@ -33,6 +33,14 @@ class Answer:
     n_tokens: int
 
 
+def answer_room(tokenizer, samples: Sequence[Sample], context: int, wanted: int) -> int:
+    """Tokens of an answer, at most those wanted, that even the longest prompt leaves room for, of
+    those that cannot be shortened; at least one."""
+    whole = (sample.prompt for sample in samples if sample.body is None)
+    longest = max((len(tokenizer.encode(prompt, bos=True)) for prompt in whole), default=0)
+    return max(1, min(wanted, context - longest))
+
+
 def write_answers(
     model: nn.Module, tokenizer, samples: Sequence[Sample], max_new_tokens: int,
     max_length: int | None = None, batch_size: int = 32, seed: int = 0, **sampling,

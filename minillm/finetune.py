@@ -43,7 +43,6 @@ class BaseOptions:
     frozen_dtype: str
     method: str
     attention: str
-    max_length: int
     gradient_checkpointing: bool
     seed: int
 
@@ -96,7 +95,10 @@ def load(family: Family, options: BaseOptions) -> Base:
     )
     model.attention = options.attention
     model.gradient_checkpointing = options.gradient_checkpointing
-    return Base(family, model, tokenizer, name, precision, before)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f"{name}: no tokenizer beside it whose ids the model has; add --tokenizer")
+    size = sum(p.numel() for p in model.parameters())
+    return Base(family, model, tokenizer, name, precision, before, size)
 
 
 def load_base(
@@ -190,8 +192,8 @@ def hash_of_base(job: Job) -> dict[str, str]:
 
 def keep(job: Job, run: Run, progress: Progress, keep_last: bool) -> None:
     """Saves the weights with the lowest held-out loss as adapter/ (or model/), which are then the
-    model's, the last ones as adapter_last/ if asked, and the picture; shows their answers. Of a
-    run that keeps no weights, the last step's."""
+    model's, the last ones as adapter_last/ if asked, and the picture; shows the answers of each. Of
+    a run that keeps no weights, the last step's."""
     if run.keeps_weights:
         keep_weights(job, run, progress, keep_last)
     plot_run(run.rows(), run.folder / "loss.png")
@@ -210,6 +212,7 @@ def keep_weights(job: Job, run: Run, progress: Progress, keep_last: bool) -> Non
             folder = run.folder / f"model{suffix}"
             base.family.save(model, base.tokenizer, folder)
             write_json(folder / "template.json", job.data.template.to_dict())
+            write_json(folder / "minillm.json", {"settings": run.config})
         else:
             folder = run.folder / f"adapter{suffix}"
             save_adapter(
@@ -219,6 +222,7 @@ def keep_weights(job: Job, run: Run, progress: Progress, keep_last: bool) -> Non
 
     if keep_last:
         save("_last")
+        show_answers(job, "last")
     if progress.best_step != progress.step:
         try:
             load_trainable(model, run.load_best(progress.best_step))

@@ -21,7 +21,8 @@ def add_flags(parser: Parser, targets: str, lr: float) -> None:
     add("--init", metavar="PRESET", help="random weights of a published size: gpt2, llama-2-7b")
     add = parser.add_argument_group("data").add_argument
     add("--task", choices=[*TASKS], default="alpaca", help="what the data is")
-    add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
+    add("--data", "--data-path",
+        help="the task's official file or folder (default: tinyworld's stand-in)")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out broken rows of --data, and count them")
     add("--template", help="prompt text by name, or a .json file (default: the task's own)")
     add("--samples", type=positive, default=200, help="train on the first N samples")
@@ -75,13 +76,16 @@ def _add_training_flags(parser: Parser, lr: float) -> None:
         help="of the learning rate after the warm-up")  # fmt: skip
     add("--warmup", type=whole, default=0, help="optimizer steps from lr 0 to the peak")
     add("--batch-size", type=positive, default=1, help="samples in one forward")
-    add("--accumulation-steps", type=positive, default=8, help="forwards in an optimizer step")
+    add("--accumulation-steps", "--gradient-accumulation-steps", type=positive, default=8,
+        help="forwards in an optimizer step")  # fmt: skip
     add("--pack", type=positive, metavar="TOKENS",
         help="samples of a step side by side, so many tokens in a forward, each seeing itself "
         "alone: the same gradient, sooner")  # fmt: skip
     add("--weight-decay", type=amount, default=0.0, help="AdamW's, on matrices")
+    add("--beta2", type=share, default=0.999, help="AdamW's memory of squared gradients")
     add("--grad-clip", type=amount, default=1.0, help="largest gradient norm, 0 for no limit")
-    add("--eval-every", type=positive, help="optimizer steps between held-out losses")
+    add("--eval-every", "--eval-interval", type=positive,
+        help="optimizer steps between held-out losses")  # fmt: skip
     add("--patience", type=positive, help="stop after N evaluations without a new best (one after "
         "each epoch, unless --eval-every says otherwise)")  # fmt: skip
     add("--seed", type=whole, default=0, help="of what starts at random, of order and dropout")

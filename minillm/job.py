@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Base:
     """A loaded model (which most methods change in place), its tokenizer, a name for it, and how it
-    computes; `held_before` are the MiB that the process held before."""
+    computes; `held_before` are the MiB that the process held before, `size` the model's parameters
+    before a method added any."""
 
     family: Family
     model: nn.Module
@@ -29,6 +30,7 @@ class Base:
     name: str
     precision: Precision
     held_before: float
+    size: int
 
 
 @dataclass(frozen=True)

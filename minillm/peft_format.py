@@ -100,7 +100,7 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> n
     file = file if file.exists() else file.with_suffix(".bin")
     tensors = open_weights([file])
     if not force:
-        _check_base(model, notes.get("base_fingerprint"), folder, set(tensors))
+        _check_base(model, notes, folder, set(tensors))
     if kind == "LORA":
         load_lora(model, folder, file, tensors, notes)
     elif kind in (PROMPT, PREFIX):
@@ -156,9 +156,13 @@ def read_notes(folder: Path) -> dict:
     return notes.content
 
 
-def _check_base(model: nn.Module, known: dict | None, folder: Path, trained: set[str]) -> None:
+def _check_base(model: nn.Module, notes: dict, folder: Path, trained: set[str]) -> None:
+    known, n_layers = notes.get("base_fingerprint"), notes.get("layers", model.config.n_layers)
     if known is None:
         return
+    if n_layers != model.config.n_layers:
+        raise UserError(f"{folder}: trained on {n_layers} layers, not the {model.config.n_layers} "
+                        "of this model: another base; load as many (--layers)")  # fmt: skip
     here = fingerprint(model, trained)
     if not any(known.get(dtype) == here[dtype] for dtype in here):
         raise UserError(

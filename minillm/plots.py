@@ -149,7 +149,7 @@ def plot_memory(
             widths = [found[name] for found in shown]
             row[0].barh(range(len(bars)), widths, left=left, label=name)
             left = [a + b for a, b in zip(left, widths, strict=True)]
-        row[0].set_xlabel("MiB at the peak")
+        row[0].set_xlabel("MiB at the peak (of categories not all there at once, what is)")
         row[0].legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncol=4)
         if seconds:
             row[1].barh(range(len(bars)), [seconds.get(title, 0.0) for title in bars])

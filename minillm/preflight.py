@@ -37,6 +37,7 @@ def preflight(job: Job, loss_fn: LossFn, folder: Path | None) -> None:
         check_device(precision),
         check_context(rows, job.data.held_out.rows, model.config.max_seq_len),
         check_labels(rows, job.base.tokenizer.eos_id),
+        check_held_out(rows, job.data.held_out.rows),
         check_disk(model, folder),
         check_memory(job.predicted, precision.device),
         dry_step(model, loss_fn, job.batches.largest(job.accumulation_steps), precision),
@@ -72,6 +73,16 @@ def check_labels(rows: list[Row], eos_id: int) -> str:
     never = "" if ended else ": the model will not learn to stop"
     return (f"{n_labels / n_tokens:.1%} of the tokens supervised; {ended} of {len(rows)} samples "
             f"end with the end-of-text token{never}")  # fmt: skip
+
+
+def check_held_out(rows: list[Row], held_out: list[Row]) -> str:
+    """Whether what is held out is new to the model."""
+    seen = {row.tokens.numpy().tobytes() for row in rows}
+    known = sum(row.tokens.numpy().tobytes() in seen for row in held_out)
+    if not known:
+        return "no held-out sample is among those trained on"
+    return (f"{known} of {len(held_out)} held-out samples are also trained on, word for word: "
+            "their loss says nothing of new text")  # fmt: skip
 
 
 def check_disk(model: nn.Module, folder: Path | None) -> str:

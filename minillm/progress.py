@@ -32,7 +32,8 @@ class TrainSettings:
     @classmethod
     def from_flags(cls, flags: dict) -> "TrainSettings":
         """Those of the flags (by name, with underscores) that are settings of the loop."""
-        return cls(**{f.name: flags[f.name] for f in fields(cls) if f.name in flags})
+        known = {f.name: flags[f.name] for f in fields(cls) if f.name in flags}
+        return cls(**known, betas=(cls.betas[0], flags["beta2"]))
 
 
 @dataclass

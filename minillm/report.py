@@ -106,9 +106,10 @@ def conclude(
     model, rows = job.model, job.data.train.rows
     n_rows = round(progress.tokens * len(rows) / sum(len(row.tokens) for row in rows))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
     write_json(kept, {
-        "method": job.about, "trainable": trainable,
-        "parameters": sum(p.numel() for p in model.parameters()), "steps": progress.step,
+        "method": job.about, "trainable": trainable, "parameters": total,
+        "added": total - job.base.size, "epochs": n_rows / len(rows), "steps": progress.step,
         "best_step": progress.best_step, "tokens": progress.tokens,
         "supervised_tokens": progress.supervised, "seconds": progress.seconds,
         "flops": training_flops(model, progress.tokens, progress.supervised, n_rows),

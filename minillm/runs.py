@@ -115,7 +115,8 @@ class Run:
             raise UserError(f"{self.folder / 'config.json'}: no settings of a run; use --overwrite")
         # a flag that did not exist when the run began had no part in it
         for name in (k for k in now if k not in free and before.get(k, now[k]) != now[k]):
-            what = f"{self.folder}: began with --{name} {before[name]}, not {now[name]}"
+            with_ = f"without --{name}" if before[name] is None else f"with --{name} {before[name]}"
+            what = f"{self.folder}: began {with_}, not {now[name]}"
             remedy = "resume with the same settings"
             if name not in OF_MODEL_OR_DATA:
                 remedy += ", add --override to go on with these"

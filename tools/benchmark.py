@@ -207,8 +207,7 @@ def report(folder: Path, machine: dict, limits: dict, rows: list[dict], settings
     note = f"{', '.join(f'{k} {v}' for k, v in machine.items() if v)}\n\n{shown}"
     lines = [{k: v for k, v in row.items() if k != "samples"} for row in rows]
     pictures = ["decode.png"] if curves else []
-    write_report(folder, "Benchmark", note, lines, settings, pictures)
-    print((folder / "report.md").read_text())
+    print(write_report(folder, "Benchmark", note, lines, settings, pictures))
     print(json.dumps(result | {"results": lines}))
 
 

@@ -1,12 +1,15 @@
 """Experiments of many cells: each done once, in a process of its own, its numbers kept as JSON."""
 
 import csv
+import gc
 import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from minillm.errors import NumericError, UserError
 from minillm.files import read_json, write_json
@@ -33,6 +36,13 @@ def done_once(path: Path, work: Callable[[], dict]) -> dict:
     if not path.exists():
         write_json(path, work(), indent=None)
     return read_json(path)
+
+
+def give_back_memory() -> None:
+    """What this process measured with on a GPU, PyTorch would keep from the next cell's run."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def split_flags(text: str, where: str) -> list[str]:
@@ -73,9 +83,9 @@ def run_script(script: Path, folder: Path, flags: list[str]) -> None:
 
 def write_report(
     folder: Path, title: str, note: str, rows: list[dict], settings: dict, pictures: list[str]
-) -> None:
+) -> str:
     """report.md and table.csv: a line per row, a column per key, in the fullest row's order; what
-    a row lacks stays empty."""
+    a row lacks stays empty. Returns what to print: the report without settings, and where it is."""
     fullest_first = sorted(rows, key=len, reverse=True)
     header = list(dict.fromkeys(key for row in fullest_first for key in row))
     lines = [[_cell(row.get(key)) for key in header] for row in rows]
@@ -84,8 +94,9 @@ def write_report(
     table = "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
     shown = "\n".join(f"![{name}]({name})" for name in pictures)
     kept = json.dumps(settings, indent=1)
-    text = f"# {title}\n\n{note}\n\n{table}\n\n{shown}\n\n```json\n{kept}\n```\n"
-    (folder / "report.md").write_text(text)
+    text = f"# {title}\n\n{note}\n\n{table}\n"
+    (folder / "report.md").write_text(f"{text}\n{shown}\n\n```json\n{kept}\n```\n")
+    return f"{text}\nwrote {folder / 'report.md'}, with {', '.join(pictures)} and the settings"
 
 
 def _cell(value: object) -> str:

@@ -26,9 +26,9 @@ from minillm.files import read_json
 from minillm.hub import find_checkpoint
 from minillm.text_metrics import rouge
 from tools import evaluate
-from tools.cells import done_once, open_experiment, run_script, split_flags
+from tools.cells import done_once, give_back_memory, open_experiment, run_script, split_flags
 from tools.methods_report import summarize
-from tools.models import family_of
+from tools.models import family_of, kept_by
 
 SCRIPTS = Path(__file__).parent.parent / "train"
 GRID = {  # learning rates tried with a model of GPT-2's size and up
@@ -124,6 +124,7 @@ def measure(flags: list[str], folder: Path) -> dict:
     began = time.perf_counter()
     report = evaluate.main([*flags, "--out-dir", str(folder)])["text"]
     seconds = time.perf_counter() - began
+    give_back_memory()
     rows = read_json(folder / "evaluation-test" / "text" / "predictions.json")
     answers, references = zip(*((row["response"], row["reference"]) for row in rows), strict=True)
     scores = rouge(answers, references) if "rouge" in report else {}
@@ -133,8 +134,7 @@ def measure(flags: list[str], folder: Path) -> dict:
 def train_and_measure(script: Path, folder: Path, flags: list[str], measured: list[str]) -> dict:
     """One run and its numbers: those of the run itself, of what it saved, of the test split."""
     run_script(script, folder, flags)
-    kept = folder / "model" if (folder / "model").exists() else folder / "adapter"
-    flag = "--checkpoint" if kept.name == "model" else "--adapter"
+    flag, kept = kept_by(folder)
     files = [*kept.glob("*model.safetensors")]
     found = measure([flag, str(kept), *measured], kept)
     saved = {"saved_bytes": sum(file.stat().st_size for file in files)}
@@ -165,6 +165,7 @@ def main(argv=None) -> dict:
     measured = [*data, "--samples", str(args.test_samples),
                 "--max-length", flag_value(train_flags, "--max-length", "512")]  # fmt: skip
     measured += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
+    measured += ["--skip-bad"] if "--skip-bad" in train_flags else []
 
     untuned = done_once(folder / "untuned.json", lambda: measure(
         ["--checkpoint", str(base), *of_model(train_flags), *measured], folder / "untuned"

@@ -2,6 +2,7 @@
 
     python tools/evaluate.py --adapter runs/finetune-gpt2-001/adapter
     python tools/evaluate.py --checkpoint gpt2-medium --data rotten_tomatoes/ --template reviews
+    python tools/evaluate.py --init-from resume --out-dir runs/finetune-gpt2-001
     python tools/evaluate.py --adapter runs/x/adapter --task cnn_dailymail --data cnn_dailymail/
 
 Labels by generation: what the model writes after the prompt must be a label and nothing else;
@@ -19,32 +20,53 @@ from minillm.data.samples import SPLITS
 from minillm.data.tasks import TASKS, Task
 from minillm.data.templates import Template, find_template
 from minillm.errors import UserError, friendly_errors
-from minillm.evaluation import loss_report, text_report, write_answers
+from minillm.evaluation import answer_room, loss_report, text_report, write_answers
 from minillm.files import write_json
 from minillm.metrics import classification_report, describe
+from minillm.peft_format import read_notes
 from minillm.predict import GENERATION, LIKELIHOOD, predict_labels
 from minillm.text_metrics import ROUGE
-from tools.models import add_adapted_model_flags, add_sampling_flags, load_model
+from tools.models import add_adapted_model_flags, add_sampling_flags, kept_by, load_model
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add_adapted_model_flags(parser)
     add = parser.add_argument_group("data").add_argument
-    add("--task", choices=[*TASKS], default="rotten_tomatoes", help="what the data is")
-    add("--data", help="the task's official file or folder (default: tinyworld's stand-in)")
+    add("--task", choices=[*TASKS],
+        help="what the data is (default: that of its training, else rotten_tomatoes)")  # fmt: skip
+    add("--data", help="the task's official file or folder (default: that of its training, else "
+        "tinyworld's stand-in)")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out broken rows of --data, and count them")
     add("--split", choices=SPLITS, help="which part of it (default: test, or validation where the "
         "task has no test)")  # fmt: skip
     add("--samples", type=positive, help="only the first N of the split")
-    add("--max-length", type=positive, default=512, help="tokens of a sample, and of a prompt with "
-        "its answer; articles are shortened to it, as in training")  # fmt: skip
+    add("--max-length", type=positive, help="tokens of a sample, and of a prompt with its answer; "
+        "articles are shortened to it, as in training (default: as there, else 512)")  # fmt: skip
     add = parser.add_argument_group("prediction").add_argument
     add("--by", choices=[GENERATION, LIKELIHOOD, "both"], default="both", help="labels only")
     add("--batch-size", type=positive, default=32, help="prompts in a batch")
     add("--out-dir", help="where to write the files (default: in the adapter's or model's folder)")
     add_sampling_flags(parser, None)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.checkpoint == "resume":
+        if args.out_dir is None:
+            raise UserError("--init-from resume: no run is named; add --out-dir FOLDER")
+        flag, kept = kept_by(Path(args.out_dir))
+        args.checkpoint, args.adapter = {"--checkpoint": (str(kept), None),
+                                         "--adapter": (None, str(kept))}[flag]  # fmt: skip
+    trained = settings_of_training(args.adapter or args.checkpoint)
+    args.task = args.task or trained.get("task", "rotten_tomatoes")
+    if args.task == trained.get("task"):
+        args.data = args.data or trained.get("data")
+    args.max_length = args.max_length or trained.get("max-length", 512)
+    return args
+
+
+def settings_of_training(kept: str | None) -> dict:
+    """The flags of the run that left an adapter or a model, {} where they are not known."""
+    found = read_notes(Path(kept)).get("settings") if kept else None
+    return found if isinstance(found, dict) else {}
 
 
 TRAINING_SAMPLES = 2000  # of tinyworld's stand-in, to look for copies of
@@ -134,9 +156,14 @@ def main(argv=None) -> dict:
     template = (template or find_template(task.template)).check_field(task.field)
     split = args.split or ("test" if task.has_test else "validation")
     samples, known = read_data(args.task, args.data, split, template, args.samples, args.skip_bad)
-    print(f"{len(samples)} samples of {split}; the first prompt: {samples[0].prompt!r}")
+    print(f"{args.task}, {args.data or 'tinyworld'}: {len(samples)} samples of {split}; the first "
+          f"prompt: {samples[0].prompt!r}")  # fmt: skip
+    context, n_new = model.config.max_seq_len, args.max_new_tokens or task.answer_tokens
+    if args.max_new_tokens is None and not task.labels:
+        n_new = answer_room(tokenizer, samples, context, n_new)
+        print(f"answers of up to {n_new} tokens")
     how = {
-        "batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens or task.answer_tokens,
+        "batch_size": args.batch_size, "max_new_tokens": n_new,
         "seed": args.seed, "temperature": args.temperature, "top_k": args.top_k,
         "top_p": args.top_p, "min_p": args.min_p,
         "repetition_penalty": args.repetition_penalty,

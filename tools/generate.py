@@ -13,6 +13,7 @@ penalty: Keskar et al. 2019; beam search: Graves 2012.
 
 import argparse
 import itertools
+import sys
 
 from tqdm import tqdm
 
@@ -92,6 +93,9 @@ def main(argv=None) -> list[str]:
         args.temperature, args.top_k, args.top_p, args.repetition_penalty, args.min_p
     )
     check_choices(args.beams, sampling, bool(args.explain), len(prompts) * args.samples)
+    if args.samples > 1 and sampling.is_greedy and not args.beams:
+        print("warning: --samples: greedy ones are all the same; add --temperature 0.8",
+              file=sys.stderr)  # fmt: skip
     model, tokenizer, template = load_model(
         args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
         args.device, args.precision, args.force,

@@ -89,6 +89,8 @@ def storage(model: nn.Module, params: float | None, n_models: int, n_bytes: int)
     lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
     base = params or sum(p.numel() for p in model.parameters()) - lora
     one = {"full fine-tuning": base, "adapted matrices": adapted_numbers(model), "LoRA": lora}
+    print(f"LoRA trains {lora:,} parameters: {lora / base:.4%} of the base's {base:,.0f}, "
+          f"{lora / (base + lora):.4%} of base + LoRA")  # fmt: skip
     found = {name: n_models * n * n_bytes for name, n in one.items()}
     for name in ("adapted matrices", "LoRA"):
         found[f"{name} and the shared base"] = found[name] + base * n_bytes

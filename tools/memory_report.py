@@ -38,15 +38,16 @@ def summarize(folder: Path, results: dict, settings: dict, device: str) -> None:
     note = (
         "Every cell saw the same samples in the same order and the same tokens in a step. Peak: "
         f"{unit}; tensors: what the model's own tensors add up to at their peak, by category, in "
-        "MiB. Time: the samples' training, the first step counted as the mean of the others, "
+        "MiB, each at its own largest (work: what else the peak holds, below zero where they are "
+        f"not all there at once). Time: the training of {settings['trained on']} samples, the "
+        "first step counted as the mean of the others, "
         "evaluation left out. LoRA is without dropout, so that its cells' losses compare: with "
         "0.05 A's input is kept once more, and a mask. x: does not fit; p: predicted, not "
         "measured.\n\n"
         f"## Table 2\n\n{table_2(results)}\n\n## Table 1\n\n{table_1(results, shown)}\n\n"
         f"{explanations(results, shown)}\n\n## Every cell"
     )
-    write_report(folder, "Memory and run time", note, rows, settings, ["memory.png"])
-    print((folder / "report.md").read_text())
+    print(write_report(folder, "Memory and run time", note, rows, settings, ["memory.png"]))
 
 
 def title(cell, mixed: str, rows: int) -> str:
@@ -86,12 +87,13 @@ def table_2(results: dict) -> str:
         what = "on" if checkpointing else "off"
         lines += [
             [f"Peak, checkpointing {what}", *(peak_text(results.get(c)) for c in cells)],
+            [f"Reserved, checkpointing {what}", *(reserved_text(results.get(c)) for c in cells)],
             [f"Tensors, checkpointing {what}", *(total_text(results.get(c)) for c in cells)],
             [f"Run time, s, checkpointing {what}", *(time_text(results.get(c)) for c in cells)],
             [f"Base in 16 bits: tensors, {what}", *(total_text(results.get(c)) for c in ours)],
             [f"Base in 16 bits: run time, {what}", *(time_text(results.get(c)) for c in ours)],
         ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines if any(cells[1:]))
 
 
 def find(results: dict, like, **changes):
@@ -103,6 +105,12 @@ def find(results: dict, like, **changes):
 def peak_text(result: dict | None) -> str:
     """The process's peak; x for a cell that does not fit, nothing for one that was not run."""
     return f"{result['memory']['peak']:,.0f}" if result and "memory" in result else misfit(result)
+
+
+def reserved_text(result: dict | None) -> str:
+    """What PyTorch took from a GPU for it, nothing on a CPU."""
+    reserved = result["memory"].get("reserved") if result and "memory" in result else None
+    return "" if reserved is None else f"{reserved:,.0f}"
 
 
 def total_text(result: dict | None) -> str:

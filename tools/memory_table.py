@@ -26,7 +26,7 @@ from minillm.adapt.methods import MethodOptions, adapt
 from minillm.cli import Parser, amount, positive, settings_of
 from minillm.data.batches import Batches, Row
 from minillm.data.tasks import TASKS
-from minillm.errors import friendly_errors
+from minillm.errors import UserError, friendly_errors
 from minillm.family import Family
 from minillm.files import read_json
 from minillm.footprint import predict_footprint
@@ -95,6 +95,8 @@ def parse_args(argv=None):
     add("--rows", type=positive, default=8, help="samples in an optimizer step")
     add("--lr", type=amount, default=1e-5, help="of every cell (default: the course's)")
     add("--predict", action="store_true", help="predict every cell, run none")
+    add("--memory", type=positive, metavar="MIB",
+        help="with --predict: of your GPU, to mark what does not fit it")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser.parse_args(argv)
 
@@ -151,10 +153,12 @@ class Base:
         return {name: n / MIB for name, n in found.rows().items()}
 
 
-def forecast(base: Base, cell: Cell, rows: int, mixed: str) -> dict:
-    """What a cell would need, what is free (0: not known), and whether it fits."""
-    predicted, free = base.predict(cell, rows, mixed), free_mib(base.device)
-    factor, more = SPARE.get(base.device.type, SPARE["cpu"])
+def forecast(base: Base, cell: Cell, rows: int, mixed: str, memory: int | None) -> dict:
+    """What a cell would need, what is free here or, given `memory`, on a GPU of so many MiB (0: not
+    known), and whether it fits."""
+    predicted = base.predict(cell, rows, mixed)
+    free = free_mib(base.device) if memory is None else memory
+    factor, more = SPARE["cpu" if memory is None and base.device.type == "cpu" else "cuda"]
     fits = not free or factor * predicted["total"] + more < free
     return {"predicted": predicted, "free": free, "fits": fits}
 
@@ -182,6 +186,8 @@ def measure(base: Base, cell: Cell, rows: int, mixed: str, lr: float, folder: Pa
 
 def main(argv=None) -> dict[Cell, dict]:
     args = parse_args(argv)
+    if args.memory and not args.predict:
+        raise UserError("--memory: is of another machine; add --predict, or leave it out")
     device = choose_device(args.device)
     if args.init:
         family = family_of_preset(args.init)
@@ -195,7 +201,9 @@ def main(argv=None) -> dict[Cell, dict]:
     results = {}
     for cell in tqdm(all_cells(), desc="cells", unit="cell"):
         kept = folder / f"{cell.name}.json"
-        found = read_json(kept) if kept.exists() else forecast(base, cell, args.rows, mixed)
+        found = read_json(kept) if kept.exists() else forecast(
+            base, cell, args.rows, mixed, (args.memory or 0) if args.predict else None
+        )
         if found["fits"] and not args.predict:  # a refusal is not kept: another day has more room
 
             def work(cell=cell, found=found) -> dict:
@@ -204,7 +212,8 @@ def main(argv=None) -> dict[Cell, dict]:
 
             found = done_once(kept, work)
         results[cell] = found
-    settings = settings_of(args) | {"mixed": mixed, "machine": describe_machine(device)}
+    settings = settings_of(args) | {"mixed": mixed, "trained on": len(base.rows),
+                                    "machine": describe_machine(device)}  # fmt: skip
     summarize(folder, results, settings, device.type)
     return results
 

@@ -26,7 +26,9 @@ def method_row(method: str, lr: float, runs: list[dict]) -> dict:
         "tokens": f"{mean(r['mean_tokens'] for r in reports):.1f}",
         **shared_column(reports), "trainable": f"{first['trainable']:,}",
         "% of all": f"{100 * first['trainable'] / first['parameters']:.3f}",
+        "added": f"{first['added']:,}",
         "saved, kB": f"{runs[0]['saved_bytes'] / 1000:,.1f}",
+        "epochs": f"{mean(s['epochs'] for s in summaries):.3g}",
         "steps": f"{mean(s['steps'] for s in summaries):.0f}",
         "tokens seen": f"{mean(s['tokens'] for s in summaries):,.0f}",
         "train s": f"{mean(s['seconds'] for s in summaries):.1f}",
@@ -123,5 +125,4 @@ def summarize(
         plot_scores(points, lines, folder / "rouge.png")
         pictures.append("rouge.png")
     title = "Fine-tuning methods compared"
-    write_report(folder, title, note, [*other_rows(untuned), *rows], settings, pictures)
-    print((folder / "report.md").read_text())
+    print(write_report(folder, title, note, [*other_rows(untuned), *rows], settings, pictures))

@@ -77,6 +77,15 @@ def family_of_preset(name: str) -> Family:
     raise UserError(f"--init {name}: no published size of that name; try gpt2 or llama-2-7b")
 
 
+def kept_by(run: Path, suffix: str = "") -> tuple[str, Path]:
+    """What a fine-tuning left in its folder, and the flag that takes it: an adapter or a model
+    (`suffix` "_last": that of the last step)."""
+    model = run / f"model{suffix}"
+    if model.exists():
+        return "--checkpoint", model
+    return "--adapter", run / f"adapter{suffix}"
+
+
 def save_model(model, tokenizer, folder: Path, template: Template | None) -> None:
     """Writes a model of any kind as a Hugging Face folder, and the prompt text it is used with.
 
@@ -99,14 +108,12 @@ def load_model(checkpoint, adapter, layers, tokenizer, template, device, precisi
     """
     device = choose_device(device)
     dtype = choose_precision(precision or ("fp32" if device.type == "cpu" else "auto"), device)
-    notes = read_notes(Path(adapter)) if adapter is not None else {}
+    notes = read_notes(_check_adapter(Path(adapter))) if adapter is not None else {}
     if checkpoint is None and notes:
-        checkpoint, layers = notes.get("base"), layers or notes.get("layers")
-        if not isinstance(checkpoint, str) or not Path(checkpoint).exists():
-            raise UserError(f"{adapter}: its base {checkpoint!r} is not here; add --checkpoint")
+        checkpoint, layers = _find_base(adapter, notes.get("base")), layers or notes.get("layers")
     if checkpoint is None and adapter is not None:
         raise UserError(f"{adapter}: made elsewhere, its base is not known; add --checkpoint")
-    path = find_checkpoint(checkpoint or llama.FAMILY.bundled)
+    path = _check_model(find_checkpoint(checkpoint or llama.FAMILY.bundled))
     model, text = family_of(path).load(path, layers, dtype.dtype, device, tokenizer)
     if adapter is not None:
         if not force:
@@ -119,6 +126,37 @@ def load_model(checkpoint, adapter, layers, tokenizer, template, device, precisi
         where = path / "template.json"
         stored = read_json(where)
     return eval_exactly(model), text, template_from(stored, where) if stored else None
+
+
+def _check_adapter(folder: Path) -> Path:
+    """Errors: UserError for what is no adapter's folder, with what was perhaps meant."""
+    if (folder / "adapter_config.json").exists():
+        return folder
+    if (folder / "adapter" / "adapter_config.json").exists():
+        raise UserError(f"{folder}: a run's folder; give {folder / 'adapter'}")
+    if any((folder / name).exists() for name in ("model", "model.safetensors")):
+        raise UserError(f"{folder}: a whole model or its run, no adapter; give it by --checkpoint")
+    what = "no adapter_config.json in it" if folder.is_dir() else "no such folder"
+    raise UserError(f"{folder}: {what}; give the folder of an adapter")
+
+
+def _check_model(path: Path) -> Path:
+    """Errors: UserError for a folder that is a run's or an adapter's, with what was meant."""
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise UserError(f"{path}: an adapter; give it by --adapter")
+    if (path / "metrics.jsonl").exists():
+        flag, kept = kept_by(path)
+        raise UserError(f"{path}: a run's folder; give {flag} {kept}")
+    return path
+
+
+def _find_base(adapter: str, base: object) -> str:
+    """Where an adapter's base is: as it was called from there, or under that name among the
+    checkpoints beside this code. Errors: UserError."""
+    for place in (base, Path(base).name) if isinstance(base, str) else ():
+        with contextlib.suppress(UserError):
+            return str(find_checkpoint(place))
+    raise UserError(f"{adapter}: its base {base!r} is not here; add --checkpoint")
 
 
 def _check_match(adapter: str, notes: dict, base: Path, tokenizer) -> None:

@@ -7,7 +7,8 @@
 Completions: one prefix per line; by default drawn at temperature 0.5 with repetition penalty 1.2
 (which counts the prompt's tokens too), up to 100 tokens, the prompt among them. Summaries: posts
 between blank lines; temperature 0.2, up to 180 new tokens, cut off at a second TL;DR:. A model
-that was fine-tuned on a task asks in the words of its template (`... <complete>`).
+that was fine-tuned on a task asks in the words of its template, one without any but with sft in
+its name in the course's (`... <complete>`).
 With references (a line or block per post) the ROUGE-1 file is written as well.
 """
 
@@ -27,6 +28,7 @@ from minillm.data.course_files import (
     until_next_cue,
 )
 from minillm.data.samples import Sample, shorten
+from minillm.data.templates import find_template
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_text
 from minillm.generate import generate
@@ -93,6 +95,11 @@ def main(argv=None) -> list[list[str]]:
         args.device, args.precision, args.force,
     )  # fmt: skip
     model.attention = args.attention
+    source = Path(args.adapter or args.checkpoint or "tiny-llama")
+    name = args.name or (source.parent.name if source.name in ("adapter", "model") else source.name)
+    if template is None and args.template is None and args.kind == "completions" and "sft" in name:
+        template = find_template("complete")  # the course's own checkpoints carry none
+        print(f"{name}: no template beside it; asked as an sft model of the course, <complete>")
     layout, folder = LAYOUTS[args.kind], Path(args.out_dir)
     inputs = read_inputs(args.kind, Path(args.inputs), template)
     references = []
@@ -103,8 +110,6 @@ def main(argv=None) -> list[list[str]]:
                             "inputs; give one for each")  # fmt: skip
     given = {name: value for name, value in vars(args).items() if value is not None}
     sampling = {name: given.get(name, own) for name, own in DEFAULTS[args.kind].items()}
-    source = Path(args.adapter or args.checkpoint or "tiny-llama")
-    name = args.name or (source.parent.name if source.name in ("adapter", "model") else source.name)
     written = []
     for number, sample in enumerate(tqdm(inputs, desc="samples", unit="input", leave=False)):
         seed = args.seed + number * args.samples

@@ -26,7 +26,15 @@ from minillm.metrics import paired_test
 from minillm.plots import plot_accuracies, plot_held_out
 from minillm.runs import read_metrics
 from tools import evaluate
-from tools.cells import done_once, open_experiment, run_script, split_flags, write_report
+from tools.cells import (
+    done_once,
+    give_back_memory,
+    open_experiment,
+    run_script,
+    split_flags,
+    write_report,
+)
+from tools.models import kept_by
 
 SCRIPT = Path(__file__).parent.parent / "train" / "finetune_gpt2.py"
 FULL_FLAGS = "--lr 5e-5 --dropout 0.05"
@@ -92,6 +100,7 @@ def plan(
 def measure(flags: list[str], folder: Path) -> dict:
     """Test accuracy by generation, and which rows were right. Errors: UserError."""
     report = evaluate.main([*flags, "--by", "generation", "--out-dir", str(folder)])
+    give_back_memory()
     rows = read_json(folder / "evaluation-test" / "generation" / "predictions.json")
     right = [row["true label"] == row["predicted label"] for row in rows]
     return {"report": report["generation"], "right": right}
@@ -100,14 +109,13 @@ def measure(flags: list[str], folder: Path) -> dict:
 def train_and_measure(folder: Path, flags: list[str], measured: list[str]) -> dict:
     """Trains one cell and measures what it kept: its best checkpoint, and its last."""
     run_script(SCRIPT, folder, ["--keep-last", *flags])
-    kind, flag = ("model", "--checkpoint") if (folder / "model").exists() else (
-        "adapter", "--adapter")  # fmt: skip
+    flag, best = kept_by(folder)
     rows = read_metrics(folder / "metrics.jsonl")
     held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
-    results = {"best": measure([flag, str(folder / kind), *measured], folder / kind)}
+    results = {"best": measure([flag, str(best), *measured], best)}
     results["last"] = results["best"]  # the same weights, if the last evaluation was the best
     if min(held_out) != rows[-1]["held_out_loss"]:
-        last = folder / f"{kind}_last"
+        _, last = kept_by(folder, "_last")
         results["last"] = measure([flag, str(last), *measured], last)
     began, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
     return results | {
@@ -156,8 +164,7 @@ def summarize(folder: Path, results: dict[str, dict], settings: dict) -> None:
               for i, title in enumerate(results) if i}  # fmt: skip
     plot_held_out(curves, folder / "loss.png")
     pictures = ["accuracy.png", "loss.png"]
-    write_report(folder, "Sweep", note, table(results), settings, pictures)
-    print((folder / "report.md").read_text())
+    print(write_report(folder, "Sweep", note, table(results), settings, pictures))
 
 
 def main(argv=None) -> dict[str, dict]:
@@ -174,7 +181,8 @@ def main(argv=None) -> dict[str, dict]:
     common = ["--device", args.device, *(["--data", args.data] if args.data else [])]
     layers = ["--layers", str(args.layers)] if args.layers else []
     base = ["--checkpoint", args.checkpoint, *layers]
-    measured = [*common, *(["--samples", str(args.test_samples)] if args.test_samples else [])]
+    measured = [*common, *(["--samples", str(args.test_samples)] if args.test_samples else []),
+                *(["--skip-bad"] if "--skip-bad" in train_flags else [])]  # fmt: skip
 
     def untuned() -> dict:
         flags = [*base, "--template", templates[0], *measured]

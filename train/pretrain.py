@@ -25,7 +25,7 @@ from minillm.cli import Parser, amount, positive, settings_of, whole
 from minillm.data.batches import Batches, encode_samples
 from minillm.data.samples import Sample
 from minillm.data.tinyworld import articles, reviews, stories
-from minillm.errors import friendly_errors
+from minillm.errors import UserError, friendly_errors
 from minillm.family import Family
 from minillm.files import write_json
 from minillm.losses import token_loss
@@ -64,7 +64,9 @@ def parse_args(argv=None):
     add("--seed", type=whole, default=0, help="of weights and order")
     add("--out-dir", help="run folder (default: a fresh runs/pretrain-NNN)")
     add("--resume", action="store_true", help="continue the run in --out-dir")
-    add("--overwrite", action="store_true", help="replace the run in --out-dir")
+    add("--override", action="store_true",
+        help="with --resume: go on with other settings than it began with")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace the run in --out-dir, what is in --save")
     add("--save", help="write the finished model here (default: model/ in the run folder)")
     return parser.parse_args(argv)
 
@@ -125,14 +127,16 @@ def make_data(
 
 
 def publish(
-    family: Family, model: nn.Module, tokenizer, folder: Path, tests: Batches, precision,
-    facts: dict,
+    family: Family, model: nn.Module, tokenizer, folder: Path, tests: Batches,
+    device: torch.device, facts: dict,
 ) -> float:  # fmt: skip
-    """Saves the model in bf16 and, beside it, its held-out loss as saved, whole and cut short."""
+    """Saves the model in bf16 and, beside it, its held-out loss as saved, whole and cut short,
+    computed in fp32."""
     family.save(model.to(torch.bfloat16), tokenizer, folder)
-    loss = evaluate(model.float(), token_loss, tests, choose_precision("fp32", precision.device))
+    exact, model = choose_precision("fp32", device), model.float()
+    loss = evaluate(model, token_loss, tests, exact)
     by_layers = {
-        n: evaluate(first_layers(model, n), token_loss, tests, precision)
+        n: evaluate(first_layers(model, n), token_loss, tests, exact)
         for n in range(1, model.config.n_layers)
     }
     results = {"held_out_loss": loss, "held_out_loss_by_layers": by_layers}
@@ -145,8 +149,10 @@ def main(argv=None) -> float:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     family = FAMILIES[args.model]
+    if args.save and Path(args.save).exists() and not (args.overwrite or args.resume):
+        raise UserError(f"--save {args.save}: exists already; add --overwrite to replace it")
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "pretrain")
-    run = Run(folder, settings_of(args), args.resume, args.overwrite)
+    run = Run(folder, settings_of(args), args.resume, args.overwrite, override=args.override)
     tokenizer, rows, tests, entropy = make_data(
         family, args.stories, args.reviews, args.articles, args.held_out, args.vocab_size
     )
@@ -172,7 +178,7 @@ def main(argv=None) -> float:
     progress, _ = train(model, prefix_loss, batches, held_out, settings, precision, run)
     plot_run(run.rows(), folder / "loss.png", floor=entropy)
     saved = Path(args.save) if args.save else folder / "model"
-    loss = publish(family, model.eval(), tokenizer, saved, held_out, precision, {
+    loss = publish(family, model.eval(), tokenizer, saved, held_out, device, {
         "generator_entropy": entropy, "unit": "nats per token of whole stories, unseen seed",
         "seconds": progress.seconds, "tokens_seen": progress.tokens,
         "parameters": n_parameters, "settings": settings_of(args),

@@ -58,6 +58,13 @@ class Template:
 
 _TASK = "Below is an instruction that describes a task"
 _COMPLETE = "Write a response that appropriately completes the request."
+# the default prompt of the LoRA course, word for word: its accuracies are of this one
+_CLASSIFY = (
+    "Please read the following text and classify it as either positive or negative sentiment. "
+    "Remember to consider the overall tone, context, and emotional cues conveyed in the text. "
+    "Positive sentiments generally express happiness, satisfaction, or positivity, while negative "
+    "sentiments convey sadness, anger, or negativity."
+)
 
 TEMPLATES = {
     "alpaca": Template(
@@ -70,6 +77,9 @@ TEMPLATES = {
     "reviews": Template(
         "reviews",
         "Instruction: Is this film review positive or negative?\nText: {text}\nLabel:",
+    ),
+    "reviews-course": Template(
+        "reviews-course", f"Instruction: {_CLASSIFY}\nText: {{text}}\nLabel:"
     ),
     "reviews-short": Template("reviews-short", "Text: {text}\nLabel:"),
     "summary": Template("summary", "{article}\n\nTL;DR:"),

@@ -147,3 +147,14 @@ def test_a_bug_of_ours_shows_its_traceback_and_asks_for_a_report(capsys):
         raise RuntimeError("an invariant")
     err = capsys.readouterr().err
     assert stop.value.code == 1 and "Traceback" in err and "report" in err
+
+
+def test_a_config_file_gives_required_flags_and_repeated_ones_are_replaced(tmp_path):
+    from tools import generate, sweep
+
+    config = ["--config", str(tmp_path / "c.json")]
+    (tmp_path / "s.json").write_text('{"out-dir": "x"}')
+    assert sweep.parse_args(["--config", str(tmp_path / "s.json")]).out_dir == "x"
+    (tmp_path / "c.json").write_text('{"prompt": ["a", "b"]}')
+    assert generate.parse_args(config).prompt == ["a", "b"]
+    assert generate.parse_args([*config, "--prompt", "c"]).prompt == ["c"]

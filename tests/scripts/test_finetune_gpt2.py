@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -216,3 +217,18 @@ def test_gpt2_of_official_size_learns_from_the_real_reviews(tmp_path):
         "--accumulation-steps", "4", "--epochs", "1", "--out-dir", str(tmp_path / "run"),
     ])  # fmt: skip
     assert after < before
+
+
+def test_evaluating_a_run_by_its_folder_is_evaluating_what_it_kept(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    few = ["--samples", "20", "--by", "generation"]
+    want = evaluate.main(["--adapter", str(run[0] / "adapter"), *few, "--out-dir", str(tmp_path)])
+    resume = ["--init_from", "resume", "--out_dir", str(tmp_path / "run")]
+    assert evaluate.main([*resume, *few]) == want
+    assert (tmp_path / "run" / "evaluation-test" / "generation" / "results.json").exists()
+
+
+def test_a_run_that_keeps_its_last_step_answers_with_it_too(run):
+    lines = [line.split(":")[0].strip() for line in run[1].splitlines()]
+    assert [word for word in lines if word in ("before", "last", "after")] == [
+        "before", "last", "after"]  # fmt: skip
