@@ -43,7 +43,7 @@ OFFICIAL = {
 
 TRANSPOSED = re.compile(r".*\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 HEAD = "lm_head.weight"
-IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks that old versions stored
+SKIPPED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks that old versions stored
 
 
 def load_gpt2(
@@ -94,7 +94,7 @@ def open_hf(folder: Path) -> tuple[GPT2Config, dict[str, LazyTensor]]:
     tensors = {}
     for key, lazy in found.items():
         name = key.removeprefix(prefix)
-        if IGNORED.fullmatch(name) or (config.tied_head and name == HEAD):
+        if SKIPPED.fullmatch(name) or (config.tied_head and name == HEAD):
             continue
         if TRANSPOSED.fullmatch(name) and len(lazy.shape) == 2:
             lazy = lazy.through(Tensor.t, lazy.shape[::-1])

@@ -41,7 +41,7 @@ OFFICIAL = {
     for size in ("7b", "13b", "70b")
 }
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+SKIPPED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
 def load_llama(
@@ -103,7 +103,7 @@ def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
         config = replace(config, tied_head=is_copy(found[HEAD], found.get(EMBEDDING)))
     tensors = {}
     for key, lazy in found.items():
-        if IGNORED.fullmatch(key) or (config.tied_head and key == HEAD):
+        if SKIPPED.fullmatch(key) or (config.tied_head and key == HEAD):
             continue
         name, heads = ours.get(key.removesuffix(".weight"), (None, 0))
         if heads:

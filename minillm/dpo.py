@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minillm.adapt.lora import evaluating
-from minillm.adapt.lora_linear import LoRALinear
+from minillm.adapt.lora import evaluating, lora_layers
 from minillm.data.batches import Row, collate
 from minillm.data.samples import Sample, shorten
 from minillm.generate import generate
@@ -28,7 +27,7 @@ from minillm.training import to_device
 @contextmanager
 def without_lora(model: nn.Module) -> Iterator[nn.Module]:
     """The model with its LoRA layers switched off, while it is on."""
-    layers = [m for m in model.modules() if isinstance(m, LoRALinear) and m.enabled]
+    layers = [layer for layer in lora_layers(model).values() if layer.enabled]
     for layer in layers:
         layer.enabled = False
     try:
@@ -48,7 +47,7 @@ class DPO:
 
     def __init__(self, model: nn.Module, beta: float):
         self.beta = beta
-        has_lora = any(isinstance(m, LoRALinear) and m.is_lora() for m in model.modules())
+        has_lora = bool(lora_layers(model))
         self.copy = None if has_lora else copy.deepcopy(model).eval()
 
     def __call__(self, model: nn.Module, batch: tuple) -> tuple[Tensor, Tensor, dict]:

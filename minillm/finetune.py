@@ -3,6 +3,7 @@ the folder of a run, what is left on disk. What they show is in report.py, their
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from minillm.adapt.methods import METHODS
 from minillm.checkpoint import check_tokenizer, empty_model, materialize
-from minillm.data.batches import Batches, encode_samples
+from minillm.data.batches import Batches, Encoded, encode_samples
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
 from minillm.errors import UserError
@@ -123,7 +124,9 @@ def load_base(
     return materialize(model, dtype, device), text, f"{preset} (random weights)"
 
 
-def prepare_data(options: DataOptions, tokenizer, context: int) -> Data:
+def prepare_data(
+    options: DataOptions, tokenizer, context: int, encode: Callable[..., Encoded] = encode_samples
+) -> Data:
     """Reads a task's data (or makes tinyworld's) and encodes the first so many of each side, for a
     model of this context. `skip_bad` leaves out broken rows, and says how many.
 
@@ -137,12 +140,12 @@ def prepare_data(options: DataOptions, tokenizer, context: int) -> Data:
     if not all(sides):
         raise UserError(f"{path or 'tinyworld'}: a split without samples; give more of them")
     length = min(options.max_length, context)
-    encoded = [encode_samples(side, tokenizer, length) for side in sides]
+    encoded = [encode(side, tokenizer, length) for side in sides]
     for side in encoded:
         if not side.rows:
             raise UserError(
-                f"{path or 'tinyworld'}: every prompt is longer than --max-length {length} (at "
-                "most the context without its --virtual-tokens); raise it"
+                f"{path or 'tinyworld'}: no sample fits --max-length {length} (at most the context "
+                "without its --virtual-tokens); raise it"
             )
     return Data(*encoded, sides[1], kind.labels, template)
 

@@ -12,6 +12,7 @@ from minillm.data.tasks import TASKS
 from minillm.errors import UserError
 from minillm.files import read_json
 from minillm.precision import DTYPES
+from minillm.runs import check_folder
 
 
 def add_flags(parser: Parser, targets: str, lr: float) -> None:
@@ -115,6 +116,8 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
         began = read_json(kept)
         args = parser.parse_args(["--config", str(kept), *argv, "--resume"])
         args.checkpoint = began.get("checkpoint")
+    if args.out_dir and not args.dry_run:  # before anything is loaded
+        check_folder(Path(args.out_dir), args.resume, args.overwrite)
     if args.keep_last and args.no_save:
         raise UserError("--keep-last and --no-save contradict each other; give one of them")
     if args.compile and not shutil.which(os.environ.get("CXX", "g++")):

@@ -75,7 +75,8 @@ def generate_steps(
     prompt: Tensor | None = None,
     stop: StopStrings | None = None,
 ) -> Iterator[Step]:
-    """`generate` one step at a time, for streaming, with its arguments and errors."""
+    """`generate` one step at a time, for streaming, with its arguments and errors. Of a model in
+    training mode one at a time: the first to end gives the mode back, also to the others."""
     eos_id = eos_id if eos_id in range(model.config.vocab_size) else None
     n_prompt = 0 if prompt is None else prompt.size(0)
     limit = model.config.max_seq_len - n_prompt

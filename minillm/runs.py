@@ -55,19 +55,7 @@ class Run:
         self.metrics = self.folder / "metrics.jsonl"
         self.identity = identity or {}
         self._lock: Path | None = None
-        if resume and overwrite:
-            raise UserError("--resume and --overwrite contradict each other; give one of them")
-        # a model's folder has a config.json too: only a run has metrics beside it
-        known = (self.folder / "config.json").exists() and self.metrics.exists()
-        if known and not (resume or overwrite):
-            raise UserError(
-                f"{self.folder}: a run is there already; add --resume to continue it, "
-                "--overwrite to replace it, or name another --out-dir"
-            )
-        elif resume and not known:
-            raise UserError(f"{self.folder}: no run to resume; check --out-dir or drop --resume")
-        elif not known and any(not _is_own(path) for path in self._files()):
-            raise UserError(f"{self.folder}: a folder of something else; name another --out-dir")
+        check_folder(self.folder, resume, overwrite)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(self.folder)
         for path in self.folder.rglob(".*.tmp.*"):  # of a killed process
@@ -210,6 +198,24 @@ class Run:
         numbered = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in self._files()]
         found = [(int(match[1]), path) for match, path in numbered if match]
         return [path for _, path in sorted(found, reverse=True)]
+
+
+def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Errors: UserError if it holds a run and neither is said, or none to resume, or something
+    else."""
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite contradict each other; give one of them")
+    # a model's folder has a config.json too: only a run has metrics beside it
+    known = (folder / "config.json").exists() and (folder / "metrics.jsonl").exists()
+    if known and not (resume or overwrite):
+        raise UserError(
+            f"{folder}: a run is there already; add --resume to continue it, --overwrite to "
+            "replace it, or name another --out-dir"
+        )
+    elif resume and not known:
+        raise UserError(f"{folder}: no run to resume; check --out-dir or drop --resume")
+    elif not known and folder.is_dir() and any(not _is_own(path) for path in folder.iterdir()):
+        raise UserError(f"{folder}: a folder of something else; name another --out-dir")
 
 
 def _agree(before: str | dict, now: str | dict) -> bool:

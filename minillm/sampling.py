@@ -73,7 +73,8 @@ def sample_next_token(
 
 
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Ids, best first, and what each weighs in the draw: 0 where top-p or min-p removed it.
+    """Ids (best first where top-k or top-p ask for an order, which takes four times as long) and
+    what each weighs in the draw: 0 where top-p or min-p removed it.
 
     Temperature comes first, then top-k: exactly k are left, at least one (ties broken by order),
     and their probabilities sum to 1 (some of them 0 where the temperature is low). top_p leaves the
@@ -82,17 +83,21 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     each; temperature must not be 0.
     """
     n = logits.size(-1)
-    k = n if sampling.top_k is None else min(max(sampling.top_k, 1), n)
-    values, ids = logits.topk(k)  # (B, k), best first
+    cuts = sampling.top_p is not None and sampling.top_p < 1  # in fp32 a sum may reach 1 early
+    if sampling.top_k is None and not cuts:
+        values, ids = logits, torch.arange(n, device=logits.device).expand_as(logits)
+    else:
+        values, ids = logits.topk(n if sampling.top_k is None else min(max(sampling.top_k, 1), n))
     # the best logit becomes 0 before the division: a tiny temperature cannot overflow
-    probabilities = torch.softmax((values - values[:, :1]) / sampling.temperature, -1)
+    best = values.max(-1, keepdim=True).values  # (B, 1)
+    probabilities = torch.softmax((values - best) / sampling.temperature, -1)
     removed = torch.zeros_like(probabilities, dtype=torch.bool)
-    if sampling.top_p is not None and sampling.top_p < 1:  # in fp32 the sum may reach 1 early
+    if cuts:
         before = probabilities.cumsum(-1) - probabilities  # mass of the better candidates
         removed |= before >= sampling.top_p
+        removed[:, 0] = False
     if sampling.min_p is not None:
-        removed |= probabilities < sampling.min_p * probabilities[:, :1]
-    removed[:, 0] = False
+        removed |= probabilities < sampling.min_p * probabilities.max(-1, keepdim=True).values
     return ids, probabilities.masked_fill(removed, 0.0)
 
 

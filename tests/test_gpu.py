@@ -13,6 +13,7 @@ from minillm.attention import causal_attention
 from minillm.data.batches import Batches, Row
 from minillm.footprint import predict_footprint
 from minillm.losses import token_loss
+from minillm.norm import LayerNorm
 from minillm.precision import choose_precision
 from minillm.rope import rope_table
 from minillm.training import TrainSettings, train
@@ -116,8 +117,9 @@ def test_predicted_memory_is_the_gpus_own_peak(name, checkpointing):
     assert predicted == pytest.approx(peak, rel=0.1)
 
 
-def test_a_norm_under_autocast_keeps_no_wider_copy_of_its_input():
-    norm, kept = RMSNorm(64, 1e-5).to("cuda", torch.bfloat16), []
+@pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
+def test_a_norm_under_autocast_keeps_no_wider_copy_of_its_input(kind):
+    norm, kept = kind(64, 1e-5).to("cuda", torch.bfloat16), []
     norm.requires_grad_(False)
     x = torch.randn(8, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     watch = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)

@@ -10,12 +10,13 @@ earlier turns, because instruction tuning on single turns never showed it any.
 import itertools
 import sys
 
-from minillm.cli import Parser
+from minillm.cli import Parser, pick
 from minillm.errors import UserError, friendly_errors
 from minillm.generate import generate_steps
 from minillm.sampling import Sampling
 from minillm.text_stream import StopStrings, TextStream
 from tools.models import (
+    ModelOptions,
     add_adapted_model_flags,
     add_sampling_flags,
     add_stop_flag,
@@ -49,14 +50,8 @@ def answer(
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    sampling = Sampling(
-        args.temperature, args.top_k, args.top_p, args.repetition_penalty, args.min_p
-    )
-    model, tokenizer, template = load_model(
-        args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
-        args.device, args.precision, args.force,
-    )  # fmt: skip
-    model.attention = args.attention
+    sampling = pick(Sampling, vars(args))
+    model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
     stop = StopStrings(tokenizer, tuple(args.stop))
     print(f"{args.adapter or args.checkpoint or 'tiny-llama'}; Ctrl-D or /quit ends")
     if hasattr(sys.stdin, "reconfigure"):

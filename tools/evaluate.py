@@ -15,7 +15,7 @@ Writes results.json and predictions.json to --out-dir.
 from functools import partial
 from pathlib import Path
 
-from minillm.cli import Parser, positive, settings_of
+from minillm.cli import Parser, pick, positive, settings_of
 from minillm.data.samples import SPLITS
 from minillm.data.tasks import TASKS, Task
 from minillm.data.templates import Template, find_template
@@ -26,7 +26,13 @@ from minillm.metrics import classification_report, describe
 from minillm.peft_format import read_notes
 from minillm.predict import GENERATION, LIKELIHOOD, predict_labels
 from minillm.text_metrics import ROUGE
-from tools.models import add_adapted_model_flags, add_sampling_flags, kept_by, load_model
+from tools.models import (
+    ModelOptions,
+    add_adapted_model_flags,
+    add_sampling_flags,
+    kept_by,
+    load_model,
+)
 
 
 def parse_args(argv=None):
@@ -147,11 +153,7 @@ def measure_texts(
 
 def main(argv=None) -> dict:
     args = parse_args(argv)
-    model, tokenizer, template = load_model(
-        args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
-        args.device, args.precision, args.force,
-    )  # fmt: skip
-    model.attention = args.attention
+    model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
     task, settings = TASKS[args.task], settings_of(args)
     template = (template or find_template(task.template)).check_field(task.field)
     split = args.split or ("test" if task.has_test else "validation")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from minillm.adapt.lora import add_lora, lora_layers
 from minillm.adapt.lora_linear import LoRALinear, LoRAParts
-from minillm.cli import Parser, add_model_flags, positive, several
+from minillm.cli import Parser, add_model_flags, pick, positive, several
 from minillm.data.batches import Batches, Encoded, encode_samples
 from minillm.data.tasks import TASKS
 from minillm.data.templates import Template, find_template
@@ -35,7 +35,7 @@ from minillm.plots import plot_spectrum
 from minillm.precision import DTYPES, choose_device, choose_precision
 from minillm.runs import fresh_folder
 from minillm.training import evaluate
-from tools.models import family_of, load_model
+from tools.models import ModelOptions, family_of, load_model
 
 RANKS = [1, 2, 4, 8, 16, 32, 64]
 
@@ -198,9 +198,8 @@ def main(argv=None) -> list[dict]:
         raise UserError("--checkpoint: none given; name the folder of the fine-tuned model")
     path = find_checkpoint(args.checkpoint)
     family, device = family_of(path), choose_device(args.device)
-    tuned, tokenizer, template = load_model(
-        path, None, args.layers, args.tokenizer, args.template, args.device, args.precision, False
-    )
+    known = vars(args) | {"checkpoint": path, "adapter": None, "force": False}
+    tuned, tokenizer, template = load_model(pick(ModelOptions, known))
     precision = choose_precision(args.precision, device)
     origin = find_checkpoint(args.base or family.bundled)
     base, _ = family.load(

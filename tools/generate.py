@@ -18,7 +18,7 @@ import sys
 from tqdm import tqdm
 
 from minillm.beam import beam_search
-from minillm.cli import Parser, amount, positive
+from minillm.cli import Parser, amount, pick, positive
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_text
 from minillm.generate import generate_steps
@@ -26,6 +26,7 @@ from minillm.sampling import Sampling
 from minillm.text_stream import StopStrings, TextStream
 from tools.explain import explain
 from tools.models import (
+    ModelOptions,
     Stopwatch,
     add_adapted_model_flags,
     add_sampling_flags,
@@ -89,18 +90,12 @@ def show_texts(texts: list[str], prompts: list[str], n_samples: int) -> None:
 def main(argv=None) -> list[str]:
     args = parse_args(argv)
     prompts = collect_prompts(args.prompt, args.prompts)
-    sampling = Sampling(
-        args.temperature, args.top_k, args.top_p, args.repetition_penalty, args.min_p
-    )
+    sampling = pick(Sampling, vars(args))
     check_choices(args.beams, sampling, bool(args.explain), len(prompts) * args.samples)
     if args.samples > 1 and sampling.is_greedy and not args.beams:
         print("warning: --samples: greedy ones are all the same; add --temperature 0.8",
               file=sys.stderr)  # fmt: skip
-    model, tokenizer, template = load_model(
-        args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
-        args.device, args.precision, args.force,
-    )  # fmt: skip
-    model.attention = args.attention
+    model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
     encoded = [encode_prompt(tokenizer, template, p, args.input) for p in prompts]
     rows = [tokens for tokens in encoded for _ in range(args.samples)]
     begun = prompts if template is None else [""] * len(prompts)  # what a text is shown after

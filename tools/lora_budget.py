@@ -20,8 +20,7 @@ import torch
 from torch import nn
 
 from gpt2 import GPT2, GPT2Config
-from minillm.adapt.lora import add_lora, mark_only_lora_as_trainable
-from minillm.adapt.lora_linear import LoRALinear
+from minillm.adapt.lora import add_lora, lora_layers, mark_only_lora_as_trainable
 from minillm.checkpoint import empty_model
 from minillm.cli import Parser, above_zero, positive, several
 from minillm.data.batches import Row, collate
@@ -77,7 +76,7 @@ def adapted_model(preset: str, layers: int | None, targets: str | None, rank: in
 def adapted_numbers(model: nn.Module) -> int:
     """Numbers of the matrices (or slices of fused ones) that LoRA is on."""
     found = 0
-    for layer in (m for m in model.modules() if isinstance(m, LoRALinear)):
+    for layer in lora_layers(model).values():
         n = len(getattr(layer, "adapted_parts", ())) or 1
         whole = len(layer.parts) if hasattr(layer, "adapted_parts") else 1
         found += layer.weight.numel() * n // whole

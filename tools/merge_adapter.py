@@ -9,11 +9,11 @@ adapter is refused on it, and so is one that does not know its base.
 from pathlib import Path
 
 from minillm.adapt.lora import fold_lora, lost_in_merging
-from minillm.cli import Parser
+from minillm.cli import Parser, pick
 from minillm.errors import UserError, friendly_errors
 from minillm.files import write_json
 from minillm.peft_format import read_notes
-from tools.models import add_adapted_model_flags, load_model, save_model
+from tools.models import ModelOptions, add_adapted_model_flags, load_model, save_model
 
 
 def parse_args(argv=None):
@@ -29,10 +29,7 @@ def main(argv=None) -> None:
         raise UserError("--adapter: none given; name the folder of the adapter to merge")
     if Path(args.out).exists():
         raise UserError(f"{args.out}: exists already; name another --out")
-    model, tokenizer, template = load_model(
-        args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
-        args.device, args.precision, args.force,
-    )  # fmt: skip
+    model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
     lost, dtype = lost_in_merging(model), next(model.parameters()).dtype
     n_layers = fold_lora(model)
     save_model(model, tokenizer, Path(args.out), template)

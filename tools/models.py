@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -100,25 +101,43 @@ def save_model(model, tokenizer, folder: Path, template: Template | None) -> Non
         write_json(folder / "template.json", template.to_dict())
 
 
-def load_model(checkpoint, adapter, layers, tokenizer, template, device, precision, force):
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and which adapter on top of it: flags by their names."""
+
+    checkpoint: str | Path | None
+    adapter: str | None
+    layers: int | None
+    tokenizer: str | None
+    template: str | None
+    device: str
+    precision: str | None
+    force: bool
+    attention: str
+
+
+def load_model(options: ModelOptions):
     """(model, tokenizer, Template or None) as the flags ask, an adapter's base and a template found
     by themselves.
 
     Errors: UserError naming the file or flag.
     """
-    device = choose_device(device)
-    dtype = choose_precision(precision or ("fp32" if device.type == "cpu" else "auto"), device)
+    adapter, template, checkpoint = options.adapter, options.template, options.checkpoint
+    device, layers = choose_device(options.device), options.layers
+    precision = options.precision or ("fp32" if device.type == "cpu" else "auto")
+    dtype = choose_precision(precision, device).dtype
     notes = read_notes(_check_adapter(Path(adapter))) if adapter is not None else {}
     if checkpoint is None and notes:
         checkpoint, layers = _find_base(adapter, notes.get("base")), layers or notes.get("layers")
     if checkpoint is None and adapter is not None:
         raise UserError(f"{adapter}: made elsewhere, its base is not known; add --checkpoint")
     path = _check_model(find_checkpoint(checkpoint or llama.FAMILY.bundled))
-    model, text = family_of(path).load(path, layers, dtype.dtype, device, tokenizer)
+    model, text = family_of(path).load(path, layers, dtype, device, options.tokenizer)
     if adapter is not None:
-        if not force:
+        if not options.force:
             _check_match(adapter, notes, path, text)
-        model = load_adapter(model, adapter, force)
+        model = load_adapter(model, adapter, options.force)
+    model.attention = options.attention
     if template is not None:
         return eval_exactly(model), text, None if template == "none" else find_template(template)
     stored, where = notes.get("template"), f"{adapter}/minillm.json"

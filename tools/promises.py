@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.adapt.lora import lora_layers
-from minillm.adapt.lora_linear import LoRALinear
 from minillm.adapt.prompts import Wrapped
 from minillm.cross_entropy import is_frozen_head
 from minillm.data.batches import Batches, Row
@@ -285,7 +284,7 @@ def dropout(model: nn.Module, share: float) -> Iterator[None]:
 
 def needs_lora(subject: Subject) -> str | None:
     """Why a promise about LoRA does not apply."""
-    found = any(isinstance(m, LoRALinear) and m.is_lora() for m in subject.model.modules())
+    found = bool(lora_layers(subject.model))
     return None if found else "the adapter is no LoRA"
 
 

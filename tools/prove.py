@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import llama
 from minillm import add_lora, mark_only_lora_as_trainable
-from minillm.adapt.lora_linear import LoRALinear
+from minillm.adapt.lora import lora_layers
 from minillm.cli import Parser, add_model_flags, positive
 from minillm.errors import UserError, friendly_errors
 from minillm.hub import find_checkpoint
@@ -83,7 +83,7 @@ def make_subject(
     if adapter is None:
         add_lora(model.train(), family.targets, rank=4, alpha=8, dropout=0.05)
         stream = torch.Generator().manual_seed(0)
-        for layer in (m for m in model.modules() if isinstance(m, LoRALinear)):
+        for layer in lora_layers(model).values():
             noise = torch.randn(layer.lora_B.shape, generator=stream) * 0.02
             layer.lora_B.data.copy_(noise)
         mark_only_lora_as_trainable(model)

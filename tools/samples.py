@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minillm.cli import Parser, positive, whole
+from minillm.cli import Parser, pick, positive, whole
 from minillm.data.course_files import (
     LAYOUTS,
     SCORES,
@@ -33,7 +33,7 @@ from minillm.errors import UserError, friendly_errors
 from minillm.files import read_text
 from minillm.generate import generate
 from minillm.text_metrics import rouge
-from tools.models import add_adapted_model_flags, load_model
+from tools.models import ModelOptions, add_adapted_model_flags, load_model
 
 DEFAULTS = {
     "completions": {"temperature": 0.5, "repetition_penalty": 1.2, "top_k": 50},
@@ -90,11 +90,7 @@ def write_samples(model, tokenizer, sample, kind: str, n: int, seed: int, sampli
 
 def main(argv=None) -> list[list[str]]:
     args = parse_args(argv)
-    model, tokenizer, template = load_model(
-        args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
-        args.device, args.precision, args.force,
-    )  # fmt: skip
-    model.attention = args.attention
+    model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
     source = Path(args.adapter or args.checkpoint or "tiny-llama")
     name = args.name or (source.parent.name if source.name in ("adapter", "model") else source.name)
     if template is None and args.template is None and args.kind == "completions" and "sft" in name:

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 import minillm
-from minillm.cli import Parser, several, whole
+from minillm.cli import Parser, pick, several, whole
 from minillm.errors import UserError, friendly_errors
 from minillm.plots import plot_attention
 from minillm.runs import fresh_folder
-from tools.models import FAMILIES, add_adapted_model_flags, encode_prompt, load_model
+from tools.models import FAMILIES, ModelOptions, add_adapted_model_flags, encode_prompt, load_model
 
 ROOT = Path(minillm.__file__).parent.parent
 ROOMS = {ROOT / family.model.__module__.split(".")[0] for family in FAMILIES}
@@ -199,11 +199,7 @@ def parse_args(argv=None):
 
 def main(argv=None) -> list[Row]:
     args = parse_args(argv)
-    model, tokenizer, template = load_model(
-        args.checkpoint, args.adapter, args.layers, args.tokenizer, args.template,
-        args.device, args.precision, args.force,
-    )  # fmt: skip
-    model.attention = args.attention
+    model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
     tokens = encode_prompt(tokenizer, template, args.prompt, args.input)
     rows = trace(model, tokens, args.cached)
     modules = getattr(model, "model", model).blocks  # of the model inside a soft prompt or prefix

@@ -20,14 +20,12 @@ from minillm import finetune
 from minillm.adapt.methods import MethodOptions, adapt
 from minillm.cli import Parser, above_zero, pick, settings_of
 from minillm.data.preferences import PairBatches, encode_pairs
-from minillm.data.tasks import TASKS
-from minillm.data.templates import find_template
 from minillm.dpo import DPO, kl_to_reference, preference_report
 from minillm.errors import UserError, friendly_errors
 from minillm.files import write_json
 from minillm.finetune import BaseOptions, DataOptions, RunOptions
 from minillm.flags import add_flags, parse
-from minillm.job import Data, Job
+from minillm.job import Job
 from minillm.memory import peak_mib, reset_peak
 from minillm.report import conclude
 from minillm.training import TrainSettings, train
@@ -55,23 +53,6 @@ def parse_args(argv=None):
     return args
 
 
-def prepare_pairs(options: DataOptions, tokenizer, context: int) -> Data:
-    """Encoded pairs of both sides. Errors: UserError if a side is empty."""
-    kind = TASKS["preferences"]
-    template = find_template(options.template or kind.template, kind.field)
-    splits = kind.splits(
-        options.data, template, options.samples, options.held_out, options.skip_bad
-    )
-    sides = splits.train[: options.samples], splits.validation[: options.held_out]
-    length = min(options.max_length, context)
-    train_pairs, held_out = (encode_pairs(side, tokenizer, length) for side in sides)
-    if not (train_pairs.rows and held_out.rows):
-        raise UserError(
-            f"{options.data or 'tinyworld'}: no pair fits --max-length {length}; raise it"
-        )
-    return Data(train_pairs, held_out, sides[1], (), template)
-
-
 def show_preferences(job: Job, dpo: DPO, held_out: list, seed: int, title: str) -> dict:
     """Prints how the model judges the held-out pairs, and how far it is from its reference."""
     found = preference_report(job.model, dpo, held_out, job.base.precision)
@@ -94,7 +75,7 @@ def main(argv=None) -> dict | None:
     model, about = adapt(base.model, base.tokenizer, args.method, method)
     context = model.config.max_seq_len
     options = pick(DataOptions, flags)
-    data = prepare_pairs(options, base.tokenizer, context)
+    data = finetune.prepare_data(options, base.tokenizer, context, encode_pairs)
     options = replace(options, batch_size=2 * options.batch_size)  # rows, two for each pair
     batches, held_out = finetune.make_batches(
         data, options, base.tokenizer.pad_id, context, PairBatches

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.adapt.bottleneck import AdapterLinear, add_adapters
-from minillm.adapt.lora import add_lora, mark_only_lora_as_trainable
-from minillm.adapt.lora_linear import LoRALinear
+from minillm.adapt.lora import add_lora, lora_layers, mark_only_lora_as_trainable
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
 from minillm.errors import UserError
 from minillm.linear import Linear
@@ -147,10 +146,9 @@ def lora(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module
 def _lora_sum(model: nn.Module, rank: int) -> str:
     """5 x 16 x (224 + 672): as many A and B as there are, by their sides."""
     sides = Counter()
-    for layer in model.modules():
-        if isinstance(layer, LoRALinear) and layer.is_lora():
-            n = len(layer.lora_A) // rank  # slices of a fused layer have an A and a B each
-            sides[layer.in_features, len(layer.lora_B) // n] += n
+    for layer in lora_layers(model).values():
+        n = len(layer.lora_A) // rank  # slices of a fused layer have an A and a B each
+        sides[layer.in_features, len(layer.lora_B) // n] += n
     return " + ".join(f"{n} x {rank} x ({i:,} + {o:,})" for (i, o), n in sides.items())
 
 

@@ -4,12 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from minillm.attention import (
-    _FusedForward,
-    _is_slow_backwards,
-    attention_mask,
-    causal_attention,
-)
+from minillm.attention import attention_mask, causal_attention
+from minillm.fused_attention import _FusedForward, _is_slow_backwards
 from tests.conftest import Products
 
 CASES = {  # name: (B, H, K, T, S, mask)
