@@ -5,6 +5,7 @@ permuted between the two (llama/names.py says which).
 """
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def load_llama(
     config, tensors = open_checkpoint(path)
     tensors, n_layers = first_layers(tensors, "layers", config.n_layers, n_layers, path)
     config = replace(config, n_layers=n_layers)
-    text = LlamaTokenizer(tokenizer or find_tokenizer(path))
+    text = LlamaTokenizer(tokenizer) if tokenizer else _own_tokenizer(path)
     check_tokenizer(text, config.vocab_size, path)
     model = empty_model(lambda: Llama(config))
     assign_weights(model, tensors, path, dtype, device)
@@ -81,6 +82,18 @@ def open_checkpoint(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     if path.is_dir():
         raise UserError(f"{path}: neither params.json nor config.json; give a model's folder")
     raise UserError(f"{path}: no such file or folder; check the path")
+
+
+def _own_tokenizer(path: Path) -> LlamaTokenizer:
+    """The model's own; bytes, with a warning, where it is of another kind (Llama 3's)."""
+    found = find_tokenizer(path)
+    try:
+        return LlamaTokenizer(found)
+    except UserError as error:
+        if found.suffix != ".json":
+            raise
+        print(f"warning: {error}", file=sys.stderr)
+        return LlamaTokenizer(None)
 
 
 def find_tokenizer(path: Path) -> Path | None:
@@ -135,7 +148,7 @@ def read_config(path: Path) -> LlamaConfig:
         if bad:
             found = rope if field == "rope_scaling" and rope else p.get(field)
             raise UserError(f"{path}: {field} {found!r} is not LLaMA-2; not supported")
-    theta = rope.get("rope_theta", p.number("rope_theta", 10000.0))
+    theta = p.number("rope_theta", 10000.0, rope)
     return p.build(
         LlamaConfig,
         p.whole("hidden_size"), p.whole("num_hidden_layers"), heads,

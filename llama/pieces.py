@@ -43,13 +43,14 @@ def json_proto(path: Path) -> bytes:
         made = {left + right: rank for rank, (left, right) in reversed([*enumerate(pairs)])}
         is_plain = model["type"] == "BPE" and model["byte_fallback"] and _adds_space(p)
         texts = [pieces[token] for token in range(len(vocab) + len(later))]
+        raw = [text.encode() for text in texts]
     except (TypeError, KeyError, ValueError, AttributeError):
         raise UserError(f"{path}: no tokenizer of Llama's kind; give its tokenizer.model by "
                         "--tokenizer") from None  # fmt: skip
     if not is_plain or texts[:259] != FIRST:
         raise UserError(f"{path}: another kind of tokenizer than Llama 2's; not supported")
     proto = b"".join(
-        _field(1, _piece(token, text.encode(), -float(made.get(text, len(made))), text in later))
+        _field(1, _piece(token, raw[token], -float(made.get(text, len(made))), text in later))
         for token, text in enumerate(texts)
     )
     return _with_settings(proto, len(texts), spaces=True)

@@ -7,7 +7,8 @@ from minillm.errors import UserError
 
 
 class KVCache:
-    """Keys and values of every layer for up to `max_len` columns, written once and never moved.
+    """Keys and values of every layer for up to `max_len` columns, written once (and moved by beam
+    search alone, to other rows).
 
     The model reads `length` (columns filled so far), writes through `update` in every layer and
     calls `advance` once at the end, so layers never disagree about where they are.

@@ -98,6 +98,14 @@ def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
         )
 
 
+def check_text(tokenizer, vocab_size: int, where: str | Path) -> None:
+    """Errors: UserError where text would become ids that the model has not: it was loaded without a
+    tokenizer, and has fewer ids than there are bytes."""
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(f"{where}: no tokenizer beside it, and as bytes text has ids that the "
+                        f"model, with {vocab_size}, has not; add --tokenizer")  # fmt: skip
+
+
 def check_saveable(model: nn.Module, folder: Path) -> None:
     """Errors: UserError if the model carries what a plain one of its config does not (LoRA,
     adapters, added biases): that is saved by save_adapter."""

@@ -19,8 +19,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the description's lines, and tells every default that a help text does not."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text, untold = action.help, (None, False, "", [], argparse.SUPPRESS)
-        if not text or "(default" in text or action.default in untold:
+        text, known = action.help, action.default
+        is_none = known is None or known is False or known in ("", [], argparse.SUPPRESS)
+        if not text or "(default" in text or is_none:
             return text
         return f"{text} (default: %(default)s)"
 

@@ -182,9 +182,10 @@ class Fields:
             raise UserError(f"{self.path}: {name} is {value!r}, no positive whole number; fix it")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """A positive finite number."""
-        value = self.get(name, default)
+    def number(self, name: str, default: float | None = None, first: dict | None = None) -> float:
+        """A positive finite number: of the table `first` where that has it, else of the file."""
+        value = (first or {}).get(name)
+        value = self.get(name, default) if value is None else value
         if not isinstance(value, int | float) or not 0 < value < 1e300:  # an int may be larger
             raise UserError(f"{self.path}: {name} is {value!r}, no positive number; fix it")
         return float(value)

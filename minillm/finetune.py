@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from minillm.adapt.methods import METHODS
-from minillm.checkpoint import check_tokenizer, empty_model, materialize
+from minillm.checkpoint import check_text, check_tokenizer, empty_model, materialize
 from minillm.data.batches import Batches, Encoded, encode_samples
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
@@ -96,8 +96,7 @@ def load(family: Family, options: BaseOptions) -> Base:
     )
     model.attention = options.attention
     model.gradient_checkpointing = options.gradient_checkpointing
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f"{name}: no tokenizer beside it whose ids the model has; add --tokenizer")
+    check_text(tokenizer, model.config.vocab_size, name)
     size = sum(p.numel() for p in model.parameters())
     return Base(family, model, tokenizer, name, precision, before, size)
 

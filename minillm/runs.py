@@ -29,12 +29,13 @@ OF_MODEL_OR_DATA = {"checkpoint", "init", "layers", "tokenizer", "method", "add-
 class Run:
     """The folder of one run, held by this process for as long as the object lives.
 
-    `identity` are hashes of what the run is about ("model", "data"): a resumed one must have the
-    same. `made_with` is what the bits of a result depend on beside PyTorch and threads: a resumed
-    one that differs is told. `override` lets it go on with other settings. Without `keeps_weights`,
-    train() writes neither checkpoints nor the best here. Errors: UserError if the folder exists and
-    neither resume nor overwrite, if another process holds it or it cannot be written to, or if a
-    resumed run is not the one that began, or came to its end and left no checkpoint.
+    `identity` are hashes of what the run is about ("model", "data"), or several by name: a resumed
+    one must have the same, or one of them. `made_with` is what the bits of a result depend on
+    beside PyTorch and threads: a resumed one that differs is told. `override` lets it go on with
+    other settings. Without `keeps_weights`, train() writes neither checkpoints nor the best here.
+    Errors: UserError if the folder exists and neither resume nor overwrite, if another process
+    holds it or it cannot be written to, or if a resumed run is not the one that began, or came to
+    its end and left no checkpoint.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Run:
         resume: bool = False,
         overwrite: bool = False,
         wandb_project: str | None = None,
-        identity: dict[str, str] | None = None,
+        identity: dict[str, str | dict] | None = None,
         override: bool = False,
         keeps_weights: bool = True,
         made_with: dict[str, str] | None = None,
@@ -149,7 +150,9 @@ class Run:
         path = self.folder / "best.pt"
         try:
             kept = _load_checked(path)
-            found, weights = kept["step"], kept["weights"]
+            # older runs kept the weights alone
+            found, weights = (kept[key] for key in ("step", "weights")) if "step" in kept else (
+                step, kept)  # fmt: skip
         except DAMAGE as error:
             raise UserError(f"{path}: damaged ({type(error).__name__}); train again") from None
         if found != step:
@@ -219,9 +222,10 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _agree(before: str | dict, now: str | dict) -> bool:
-    """Whether two hashes, or one of two by name, are the same."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return any(before.get(name) == now[name] for name in now)
+    """Whether two hashes, or one of two by name, are the same (older runs kept one of the two)."""
+    if isinstance(now, dict):
+        known = before.items() if isinstance(before, dict) else [("bfloat16", before)]
+        return any(now.get(name) == value for name, value in known)
     return before == now
 
 

@@ -83,11 +83,12 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     each; temperature must not be 0.
     """
     n = logits.size(-1)
+    k = n if sampling.top_k is None else min(max(sampling.top_k, 1), n)
     cuts = sampling.top_p is not None and sampling.top_p < 1  # in fp32 a sum may reach 1 early
-    if sampling.top_k is None and not cuts:
+    if k == n and not cuts:
         values, ids = logits, torch.arange(n, device=logits.device).expand_as(logits)
     else:
-        values, ids = logits.topk(n if sampling.top_k is None else min(max(sampling.top_k, 1), n))
+        values, ids = logits.topk(k)  # (B, k)
     # the best logit becomes 0 before the division: a tiny temperature cannot overflow
     best = values.max(-1, keepdim=True).values  # (B, 1)
     probabilities = torch.softmax((values - best) / sampling.temperature, -1)

@@ -81,13 +81,13 @@ def read_config(path: Path) -> PhiConfig:
     for field, bad in refused.items():
         if bad:
             raise UserError(f"{path}: {field} {p.get(field)!r} is not Phi-1.5; not supported")
-    share = rope.get("partial_rotary_factor", p.number("partial_rotary_factor", 0.5))
-    theta = rope.get("rope_theta", p.number("rope_theta", 10000.0))
+    share = p.number("partial_rotary_factor", 0.5, rope)
+    theta = p.number("rope_theta", 10000.0, rope)
     return p.build(
         PhiConfig,
         width, p.whole("num_hidden_layers"), heads, p.whole("num_key_value_heads", heads),
         p.whole("vocab_size", 51200), p.whole("intermediate_size", 4 * width),
-        p.number("layer_norm_eps", 1e-5), float(theta), float(share),
+        p.number("layer_norm_eps", 1e-5), theta, share,
         p.whole("max_position_embeddings", 2048),
     )  # fmt: skip
 

@@ -25,7 +25,9 @@ def open_experiment(folder: str | Path, settings: dict) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "experiment.json"
-    if kept.exists() and read_json(kept) != settings:
+    known = read_json(kept) if kept.exists() else settings
+    # a flag that did not exist when it began, and is not given now, is no other setting
+    if any(known.get(name) != value for name, value in settings.items()):
         raise UserError(f"{folder}: an experiment with other settings; name another --out-dir")
     write_json(kept, settings)
     return folder
@@ -96,7 +98,8 @@ def write_report(
     kept = json.dumps(settings, indent=1)
     text = f"# {title}\n\n{note}\n\n{table}\n"
     (folder / "report.md").write_text(f"{text}\n{shown}\n\n```json\n{kept}\n```\n")
-    return f"{text}\nwrote {folder / 'report.md'}, with {', '.join(pictures)} and the settings"
+    more = ", ".join([*pictures, "the settings"])
+    return f"{text}\nwrote {folder / 'report.md'}, with {more}"
 
 
 def _cell(value: object) -> str:

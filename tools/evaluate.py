@@ -12,6 +12,7 @@ the reference (summaries) or the training text (passages), with baselines beside
 Writes results.json and predictions.json to --out-dir.
 """
 
+import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from minillm.data.templates import Template, find_template
 from minillm.errors import UserError, friendly_errors
 from minillm.evaluation import answer_room, loss_report, text_report, write_answers
 from minillm.files import write_json
+from minillm.hub import find_checkpoint
 from minillm.metrics import classification_report, describe
 from minillm.peft_format import read_notes
 from minillm.predict import GENERATION, LIKELIHOOD, predict_labels
@@ -41,8 +43,8 @@ def parse_args(argv=None):
     add = parser.add_argument_group("data").add_argument
     add("--task", choices=[*TASKS],
         help="what the data is (default: that of its training, else rotten_tomatoes)")  # fmt: skip
-    add("--data", help="the task's official file or folder (default: that of its training, else "
-        "tinyworld's stand-in)")  # fmt: skip
+    add("--data", help="the task's official file or folder (default: tinyworld's stand-in, or, "
+        "without --task, that of its training)")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out broken rows of --data, and count them")
     add("--split", choices=SPLITS, help="which part of it (default: test, or validation where the "
         "task has no test)")  # fmt: skip
@@ -61,18 +63,23 @@ def parse_args(argv=None):
         flag, kept = kept_by(Path(args.out_dir))
         args.checkpoint, args.adapter = {"--checkpoint": (str(kept), None),
                                          "--adapter": (None, str(kept))}[flag]  # fmt: skip
-    trained = settings_of_training(args.adapter or args.checkpoint)
+    trained = settings_of_training(args.adapter, args.checkpoint)
+    if args.task is None and args.data is None:
+        args.data = trained.get("data")
     args.task = args.task or trained.get("task", "rotten_tomatoes")
-    if args.task == trained.get("task"):
-        args.data = args.data or trained.get("data")
     args.max_length = args.max_length or trained.get("max-length", 512)
     return args
 
 
-def settings_of_training(kept: str | None) -> dict:
+def settings_of_training(adapter: str | None, checkpoint: str | None) -> dict:
     """The flags of the run that left an adapter or a model, {} where they are not known."""
-    found = read_notes(Path(kept)).get("settings") if kept else None
-    return found if isinstance(found, dict) else {}
+    found = None
+    with contextlib.suppress(UserError):  # what is wrong is told when it is loaded
+        kept = adapter or (checkpoint and find_checkpoint(checkpoint))
+        found = read_notes(Path(kept)).get("settings") if kept else None
+    is_sound = isinstance(found, dict) and found.get("task") in TASKS and isinstance(
+        found.get("max-length", 1), int)  # fmt: skip
+    return found if is_sound else {}
 
 
 TRAINING_SAMPLES = 2000  # of tinyworld's stand-in, to look for copies of

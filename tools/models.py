@@ -11,6 +11,7 @@ import gpt2
 import llama
 import phi
 from minillm.adapt.lora import eval_exactly
+from minillm.checkpoint import check_text
 from minillm.cli import Parser, add_model_flags, whole
 from minillm.data.templates import Template, find_template, template_from
 from minillm.errors import UserError
@@ -133,6 +134,7 @@ def load_model(options: ModelOptions):
         raise UserError(f"{adapter}: made elsewhere, its base is not known; add --checkpoint")
     path = _check_model(find_checkpoint(checkpoint or llama.FAMILY.bundled))
     model, text = family_of(path).load(path, layers, dtype, device, options.tokenizer)
+    check_text(text, model.config.vocab_size, path)
     if adapter is not None:
         if not options.force:
             _check_match(adapter, notes, path, text)

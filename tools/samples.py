@@ -92,10 +92,11 @@ def main(argv=None) -> list[list[str]]:
     args = parse_args(argv)
     model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
     source = Path(args.adapter or args.checkpoint or "tiny-llama")
-    name = args.name or (source.parent.name if source.name in ("adapter", "model") else source.name)
-    if template is None and args.template is None and args.kind == "completions" and "sft" in name:
+    own = source.parent.name if source.name in ("adapter", "model") else source.name
+    name = args.name or own
+    if template is None and args.template is None and args.kind == "completions" and "sft" in own:
         template = find_template("complete")  # the course's own checkpoints carry none
-        print(f"{name}: no template beside it; asked as an sft model of the course, <complete>")
+        print(f"{own}: no template beside it; asked as an sft model of the course, <complete>")
     layout, folder = LAYOUTS[args.kind], Path(args.out_dir)
     inputs = read_inputs(args.kind, Path(args.inputs), template)
     references = []

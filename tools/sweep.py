@@ -178,7 +178,8 @@ def main(argv=None) -> dict[str, dict]:
     cells = plan(args.ranks, lrs, templates, full_flags)
     settings = settings_of(args) | {"cells": cells, "train-flags": train_flags}
     folder = open_experiment(args.out_dir, settings)
-    common = ["--device", args.device, *(["--data", args.data] if args.data else [])]
+    common = ["--task", "rotten_tomatoes", "--device", args.device,
+              *(["--data", args.data] if args.data else [])]  # fmt: skip
     layers = ["--layers", str(args.layers)] if args.layers else []
     base = ["--checkpoint", args.checkpoint, *layers]
     measured = [*common, *(["--samples", str(args.test_samples)] if args.test_samples else []),

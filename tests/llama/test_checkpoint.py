@@ -359,3 +359,11 @@ def test_what_rope_parameters_say_is_read(folder, fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(UserError, match="llama3|rope_theta is 0"):
         load_llama(folder)
+
+
+def test_beside_a_tokenizer_of_another_kind_text_is_bytes_with_a_warning(folder, capsys):
+    (folder / "tokenizer.model").unlink()
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    assert load_llama(folder)[1].is_bytes
+    warned = capsys.readouterr().err
+    assert "tokenizer.json: no tokenizer of Llama's kind" in warned and "bytes" in warned

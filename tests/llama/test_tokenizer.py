@@ -93,6 +93,8 @@ def test_tokenizer_json_encodes_as_transformers_reads_it(tokenizer, tmp_path, te
 @pytest.mark.parametrize("change", [
     {"model": {"byte_fallback": False}}, {"model": {"merges": [["a"]]}}, {"model": {"vocab": {}}},
     {"pre_tokenizer": {"type": "ByteLevel"}}, {"model": {"type": "Unigram"}},
+    {"added_tokens": [{"id": 2048, "content": "\ud800"}]},
+    {"added_tokens": [{"id": 2048, "content": 7}]},
 ])  # fmt: skip
 def test_a_tokenizer_json_of_another_kind_is_refused(tokenizer, tmp_path, change):
     path = write_json(tokenizer, tmp_path)

@@ -8,7 +8,7 @@ from minillm.checkpoint import empty_model
 from minillm.data.samples import Body, Sample
 from minillm.data.tasks import TASKS
 from minillm.errors import UserError
-from minillm.evaluation import loss_report, text_report, write_answers
+from minillm.evaluation import answer_room, loss_report, text_report, write_answers
 from minillm.flops import training_flops
 from tests.conftest import MODELS
 
@@ -119,3 +119,13 @@ def test_an_answer_that_leaves_no_room_for_any_text_is_refused(model, tokenizer)
     long = Sample(f"{article} So:", " x", body=Body(0, len(article)))
     with pytest.raises(UserError, match="--max-new-tokens"):
         write_answers(model, tokenizer, [long], 40, max_length=40)
+
+
+def test_the_longest_prompt_that_cannot_be_shortened_bounds_the_answers(tokenizer):
+    prompt = "One morning, Nora went to the harbour"
+    n = len(tokenizer.encode(prompt, bos=True))
+    long = Sample("long " * 99, " x", body=Body(0, 9))
+    samples = [Sample("Hi", " x"), Sample(prompt, " x"), long]
+    assert answer_room(tokenizer, samples, n + 50, 200) == 50
+    assert answer_room(tokenizer, samples, 1000, 200) == 200
+    assert answer_room(tokenizer, samples, n, 200) == 1

@@ -107,3 +107,9 @@ def test_a_dry_run_checks_and_leaves_nothing(tmp_path, capsys):
     assert finetune_llama.main([*flags, "--out-dir", str(folder)]) is None
     printed = capsys.readouterr().out
     assert "dry step" in printed and "before:" not in printed and not folder.exists()
+
+
+def test_held_out_rows_that_are_trained_on_are_counted():
+    some = rows(6)
+    assert preflight.check_held_out(some[:4], some[4:]).startswith("no held-out sample")
+    assert preflight.check_held_out(some[:4], some[2:]).startswith("2 of 4 held-out samples")

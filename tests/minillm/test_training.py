@@ -435,3 +435,13 @@ def test_rows_of_one_token_predict_nothing_and_train_nothing(dtype):
     loss, count = token_loss(model, (tokens, tokens))
     loss.backward()
     assert (float(loss.detach()), int(count)) == (0.0, 0)
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    begin_and_resume(tmp_path / "run", {}, identity={"model": "abc"})
+    torch.save({"w": torch.ones(2)}, tmp_path / "run" / "best.pt")  # the weights alone
+    now = {"model": {"bfloat16": "abc", "float16": "def"}}  # then one hash, now two
+    run = Run(tmp_path / "run", {}, True, identity=now)
+    assert run.load_newest()["step"] == 3 and torch.equal(run.load_best(3)["w"], torch.ones(2))
+    with pytest.raises(UserError, match="another model"):
+        Run(tmp_path / "run", {}, True, identity={"model": {"bfloat16": "x"}}).load_newest()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from llama import Llama, LlamaTokenizer, save_llama
 from minillm.errors import NumericError, UserError, friendly_errors
-from tests.conftest import ROOT, TINY_LLAMA, shared
+from tests.conftest import ROOT, TINY_LLAMA, shared, small_config
 from tools import generate
-from train import finetune_llama
+from train import finetune_llama, pretrain
 
 
 def fails(capsys, main, *argv) -> str:
@@ -158,3 +159,39 @@ def test_a_config_file_gives_required_flags_and_repeated_ones_are_replaced(tmp_p
     (tmp_path / "c.json").write_text('{"prompt": ["a", "b"]}')
     assert generate.parse_args(config).prompt == ["a", "b"]
     assert generate.parse_args([*config, "--prompt", "c"]).prompt == ["c"]
+
+
+def test_a_folder_of_another_kind_is_told_what_it_is(capsys, tmp_path):
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    for name in ("metrics.jsonl", "config.json", "adapter/adapter_config.json"):
+        (run / name).write_text("{}")
+    ask = ["--prompt", "x"]
+    for flags, message in (
+        (["--adapter", tmp_path / "no"], "no such folder"),
+        (["--adapter", tmp_path], "no adapter_config.json in it"),
+        (["--adapter", run], f"give {run / 'adapter'}"),
+        (["--adapter", TINY_LLAMA], "give it by --checkpoint"),
+        (["--checkpoint", run], f"give --adapter {run / 'adapter'}"),
+        (["--checkpoint", run / "adapter"], "give it by --adapter"),
+    ):
+        assert message in fails(capsys, generate.main, *ask, *flags)
+
+
+def test_an_existing_run_is_refused_before_anything_is_loaded(capsys, tmp_path, monkeypatch):
+    for name in ("metrics.jsonl", "config.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr("minillm.finetune.load", lambda *_: pytest.fail("loaded"))
+    message = fails(capsys, finetune_llama.main, "--out-dir", tmp_path)
+    assert "a run is there already" in message
+
+
+def test_pretraining_replaces_no_model_unless_told(capsys, tmp_path):
+    assert "--overwrite" in fails(capsys, pretrain.main, "--save", tmp_path)
+
+
+def test_text_is_asked_of_no_model_with_fewer_ids_than_bytes(capsys, tmp_path):
+    save_llama(Llama(small_config(vocab_size=128)), LlamaTokenizer(None), tmp_path)
+    flags = ["--checkpoint", tmp_path]
+    assert "--tokenizer" in fails(capsys, generate.main, *flags, "--prompt", "x")
+    assert "--tokenizer" in fails(capsys, finetune_llama.main, *flags, "--out-dir", tmp_path / "r")

@@ -232,3 +232,18 @@ def test_a_run_that_keeps_its_last_step_answers_with_it_too(run):
     lines = [line.split(":")[0].strip() for line in run[1].splitlines()]
     assert [word for word in lines if word in ("before", "last", "after")] == [
         "before", "last", "after"]  # fmt: skip
+
+
+def test_evaluate_takes_task_and_data_from_the_training_and_says_so(bpe, tmp_path, capsys):
+    rows = [{"prompt": f"{i} and", "completion": f" {i + 1}"} for i in range(80)]
+    data, folder = tmp_path / "data.jsonl", tmp_path / "run"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--task", "completion", "--data", str(data), "--template", "prompt"]
+    finetune_gpt2.main([*QUICK, *flags, "--max-iters", "1", "--out-dir", str(folder)])
+    for kept in (["--adapter", str(folder / "adapter")],
+                 ["--init-from", "resume", "--out-dir", str(folder)]):  # fmt: skip
+        report = evaluate.main([*kept, "--samples", "3", "--max-new-tokens", "4"])
+        assert report["text"]["n"] == 3
+        assert f"completion, {data}: 3 samples of test" in capsys.readouterr().out
+    evaluate.main([*kept, "--task", "completion", "--samples", "2", "--max-new-tokens", "1"])
+    assert "completion, tinyworld: 2 samples of test" in capsys.readouterr().out
