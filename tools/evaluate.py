@@ -9,7 +9,7 @@ Labels by generation: what the model writes after the prompt must be a label and
 anything else counts as wrong, and its share is told. By likelihood: the label the model finds
 likelier. Texts: loss per token of the reference, then what the model writes freely, held against
 the reference (summaries) or the training text (passages), with baselines beside it.
-Writes results.json and predictions.json to --out-dir.
+Writes results.json and predictions.json to OUT_DIR/evaluation-SPLIT/, a folder for each way.
 """
 
 import contextlib
@@ -54,7 +54,8 @@ def parse_args(argv=None):
     add = parser.add_argument_group("prediction").add_argument
     add("--by", choices=[GENERATION, LIKELIHOOD, "both"], default="both", help="labels only")
     add("--batch-size", type=positive, default=32, help="prompts in a batch")
-    add("--out-dir", help="where to write the files (default: in the adapter's or model's folder)")
+    add("--out-dir", help="where to write the files (default: in the adapter's or "
+        "model's folder, where one is named by its path, else here)")  # fmt: skip
     add_sampling_flags(parser, None)
     args = parser.parse_args(argv)
     if args.checkpoint == "resume":

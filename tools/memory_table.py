@@ -9,9 +9,9 @@ Every cell is a fine-tuning in a process of its own, over the same samples in th
 the same tokens in every optimizer step: 1 x 8 with accumulation, 8 x 1 without. Its memory is
 predicted first; a cell that would not fit is not run but marked x, with what it would need (with
 --predict, one that would not fit --memory). To the course's axes comes ours: frozen weights stored
-in 16 bits (--frozen-dtype), beside autocast over an fp32 base. The first step is left out of the
-times. A cell that is done is not done again. Writes report.md (both tables, with what surprises in
-them explained), table.csv and memory.png.
+in 16 bits (--frozen-dtype), beside autocast over an fp32 base. The first step is timed as the mean
+of the others. A cell that is done is not done again. Writes report.md (both tables, with what
+surprises in them explained), table.csv and memory.png.
 """
 
 import itertools

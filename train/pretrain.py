@@ -1,9 +1,10 @@
 """Trains a tiny model from nothing on tinyworld's texts: tokenizer, weights, Hugging Face folder.
 
-    python train/pretrain.py --save checkpoints/tiny-llama     makes the bundled models anew
-    python train/pretrain.py --model gpt2 --save checkpoints/tiny-gpt2
-    python train/pretrain.py --model phi --epochs 3 --save checkpoints/tiny-phi
-    python train/pretrain.py --out-dir runs/pretrain-001 --resume       after an interruption
+    python train/pretrain.py --save checkpoints/tiny-llama --overwrite     the bundled models anew
+    python train/pretrain.py --model gpt2 --save checkpoints/tiny-gpt2 --overwrite
+    python train/pretrain.py --model phi --epochs 3 --save checkpoints/tiny-phi --overwrite
+    python train/pretrain.py --out-dir runs/pretrain-001 --resume       after an interruption, with
+                                                                        the flags it began with
 
 Part of every batch passes only the first few blocks (see prefix_loss), so that the model's first
 N layers are a language model by themselves and `--layers N` shows something worth looking at.
