@@ -156,8 +156,8 @@ def main(argv=None) -> dict:
     own = f"{TINY_FLAGS if is_tiny else COMMON_FLAGS} {args.train_flags}"
     train_flags = split_flags(own, "--train-flags")
     script = SCRIPTS / f"finetune_{family_of(base).name}.py"
-    settings = settings_of(args) | {"train-flags": train_flags, "grid": {
-        method: list(grid[method]) for method in methods if method not in given}}  # fmt: skip
+    searched = {method: list(grid[method]) for method in methods if method not in given}
+    settings = settings_of(args) | {"train-flags": train_flags, "grid": searched}
     folder = open_experiment(args.out_dir, settings)
     data = ["--task", args.task, "--device", args.device,
             *(["--data", args.data] if args.data else [])]  # fmt: skip
@@ -165,7 +165,7 @@ def main(argv=None) -> dict:
     measured = [*data, "--samples", str(args.test_samples),
                 "--max-length", flag_value(train_flags, "--max-length", "512")]  # fmt: skip
     measured += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
-    measured += ["--skip-bad"] if "--skip-bad" in train_flags else []
+    measured += [flag for flag in train_flags if flag == "--skip-bad"]
 
     untuned = done_once(folder / "untuned.json", lambda: measure(
         ["--checkpoint", str(base), *of_model(train_flags), *measured], folder / "untuned"

@@ -92,11 +92,12 @@ def main(argv=None) -> list[list[str]]:
     args = parse_args(argv)
     model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
     source = Path(args.adapter or args.checkpoint or "tiny-llama")
-    own = source.parent.name if source.name in ("adapter", "model") else source.name
-    name = args.name or own
-    if template is None and args.template is None and args.kind == "completions" and "sft" in own:
+    model_name = source.parent.name if source.name in ("adapter", "model") else source.name
+    name = args.name or model_name
+    is_bare = template is None and args.template is None and args.kind == "completions"
+    if is_bare and "sft" in model_name:
         template = find_template("complete")  # the course's own checkpoints carry none
-        print(f"{own}: no template beside it; asked as an sft model of the course, <complete>")
+        print(f"{model_name}: no template beside it; asked as the course asks sft models, <complete>")
     layout, folder = LAYOUTS[args.kind], Path(args.out_dir)
     inputs = read_inputs(args.kind, Path(args.inputs), template)
     references = []

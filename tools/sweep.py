@@ -183,7 +183,7 @@ def main(argv=None) -> dict[str, dict]:
     layers = ["--layers", str(args.layers)] if args.layers else []
     base = ["--checkpoint", args.checkpoint, *layers]
     measured = [*common, *(["--samples", str(args.test_samples)] if args.test_samples else []),
-                *(["--skip-bad"] if "--skip-bad" in train_flags else [])]  # fmt: skip
+                *(flag for flag in train_flags if flag == "--skip-bad")]  # fmt: skip
 
     def untuned() -> dict:
         flags = [*base, "--template", templates[0], *measured]
