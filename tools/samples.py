@@ -97,7 +97,7 @@ def main(argv=None) -> list[list[str]]:
     is_bare = template is None and args.template is None and args.kind == "completions"
     if is_bare and "sft" in model_name:
         template = find_template("complete")  # the course's own checkpoints carry none
-        print(f"{model_name}: no template beside it; asked as the course asks sft models, <complete>")
+        print(f"{model_name}: no template beside it; asked as the course asks, with <complete>")
     layout, folder = LAYOUTS[args.kind], Path(args.out_dir)
     inputs = read_inputs(args.kind, Path(args.inputs), template)
     references = []
