@@ -1,5 +1,5 @@
 """Cross-entropy of a vocabulary's logits at little memory: of whole logits, which become their own
-gradient, and of logits that never exist as a whole.
+gradient, and of a frozen head's, which never exist as a whole.
 """
 
 import math
@@ -11,6 +11,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from minillm.linear import is_plain, linear, matmul
+
+
+def head_cross_entropy(x: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    """cross_entropy of the logits that a head (a projection, or a tied embedding) makes of x.
+
+    Shapes: x (N, D), targets (N,) int64 -> (N,).
+    """
+    n, filler = len(x), -len(x) % 32  # coarser than `round_up`: every step has another N
+    x, targets = F.pad(x, (0, 0, 0, filler)), F.pad(targets, (0, filler))  # rows of zeros
+    if is_frozen_head(head):
+        return cut_cross_entropy(x, head, targets)[:n]
+    logits = linear(x, head.weight) if isinstance(head, nn.Embedding) else head(x)  # (N + pad, V)
+    return cross_entropy(logits, targets)[:n]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -75,10 +88,7 @@ def cut_cross_entropy(x: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
     of a row that comes in slices).
     """
     assert is_frozen_head(head), "the head is trained: it needs cross_entropy, of its logits"
-    n, bias = len(x), getattr(head, "bias", None)
-    filler = -n % 32  # rows of zeros: coarser than `round_up`, no product compiles as long
-    x, targets = F.pad(x, (0, 0, 0, filler)), F.pad(targets, (0, filler))
-    return _CutCrossEntropy.apply(x, head.weight, bias, targets[:, None])[:n]
+    return _CutCrossEntropy.apply(x, head.weight, getattr(head, "bias", None), targets[:, None])
 
 
 class _CutCrossEntropy(torch.autograd.Function):

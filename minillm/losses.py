@@ -7,7 +7,7 @@ Sums, not means: the loop divides by the count of the whole optimizer step, so t
 import torch
 from torch import Tensor, nn
 
-from minillm.cross_entropy import cross_entropy, is_frozen_head
+from minillm.cross_entropy import cross_entropy
 
 IGNORED = -100  # label of a position without supervision, PyTorch's own default
 
@@ -51,11 +51,11 @@ def question(
 ) -> dict:  # fmt: skip
     """What to call the model with: the positions `at` (a mask, or rows and columns) that predict
     the targets (N,); of a packed batch, where its texts stand; and the targets themselves if the
-    model has a `vocabulary_head` that is frozen, for then it tells their losses without logits."""
+    model has a `vocabulary_head`, for then it tells their losses itself."""
     asked = {"logits_at": at}
     if segments is not None:
         asked["segments"] = segments
-    if is_frozen_head(getattr(model, "vocabulary_head", None)):
+    if hasattr(model, "vocabulary_head"):
         asked["targets"] = targets
     return asked
 

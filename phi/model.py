@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from minillm.attention import causal_attention, lay_out
 from minillm.cache import KVCache
 from minillm.config import check_sizes, find_preset
-from minillm.cross_entropy import cut_cross_entropy
+from minillm.cross_entropy import head_cross_entropy
 from minillm.errors import UserError
 from minillm.linear import Linear, linear
 from minillm.norm import LayerNorm
@@ -197,10 +197,9 @@ class Phi(nn.Module):
         Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
         (P, D) soft prompt put before the first token; logits_at (B, T) bool; segments the lengths
         of texts that stand side by side in T columns, each with positions and attention of its
-        own. Returns (B, T, V), or (N, V) for the N positions of logits_at. A model whose head is
-        frozen may be given the tokens that those positions predict, `targets` (N,): then it
-        returns the cross-entropy of each, (N,), and no logits. Advances the cache by P + T
-        columns. Errors: UserError when the columns exceed max_seq_len.
+        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; given the tokens that
+        those predict, `targets` (N,), the cross-entropy of each, (N,), and no logits. Advances the
+        cache by P + T columns. Errors: UserError when the columns exceed max_seq_len.
         """
         x, context = self.embed_tokens(tokens), self.config.max_seq_len  # (B, T, D)
         x, columns = lay_out(x, prompt, cache, left_pad, context, segments)  # (B, P + T, D)
@@ -218,7 +217,7 @@ class Phi(nn.Module):
             x = x[logits_at]  # (N, D): the other positions never meet the vocabulary
         x = self.final_layernorm(x)
         if targets is not None:
-            return cut_cross_entropy(x, self.vocabulary_head, targets)  # (N,)
+            return head_cross_entropy(x, self.vocabulary_head, targets)  # (N,)
         if self.config.tied_head:
             return self.product(x, self.embed_tokens.weight)  # (..., V)
         return self.lm_head(x)  # (..., V)

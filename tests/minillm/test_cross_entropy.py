@@ -11,6 +11,7 @@ from minillm.cross_entropy import (
     _slice_width,
     cross_entropy,
     cut_cross_entropy,
+    head_cross_entropy,
     is_frozen_head,
 )
 from minillm.footprint import LiveTensors
@@ -145,13 +146,15 @@ def test_the_cut_loss_never_holds_more_than_slices_of_the_logits():
     assert live.peak < 512 * 40_000 * 4 / 8
 
 
-def test_any_number_of_rows_means_few_shapes_of_products():
-    head = frozen_head(300, torch.bfloat16, bias=False)
+@pytest.mark.parametrize("trained, products_of_a_size", [(False, 2), (True, 3)])
+def test_any_number_of_rows_means_few_shapes_of_products(trained, products_of_a_size):
+    """Of 32 and of 64 rows: the logits, the gradient of x, and that of a trained head."""
+    head = frozen_head(300, torch.bfloat16, bias=False).requires_grad_(trained)
     with Products() as products:
         for n in range(1, 65):
             x = torch.randn(n, 48, dtype=torch.bfloat16, requires_grad=True)
-            cut_cross_entropy(x, head, torch.randint(300, (n,))).sum().backward()
-    assert len(products.shapes) == 4  # of 32 and of 64 rows: the logits, and their gradient
+            head_cross_entropy(x, head, torch.randint(300, (n,))).sum().backward()
+    assert len(products.shapes) == 2 * products_of_a_size
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning", "prefix_tuning"])
