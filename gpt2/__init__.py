@@ -6,8 +6,9 @@ from gpt2.tokenizer import GPT2Tokenizer
 from minillm.family import Family
 
 FAMILY = Family(
-    "gpt2", "tiny-gpt2", GPT2Config, GPT2, GPT2Tokenizer, load_gpt2, save_gpt2,
-    GPT2Tokenizer.train, ("c_attn",), OFFICIAL, read_config,
+    name="gpt2", bundled="tiny-gpt2", config=GPT2Config, model=GPT2, tokenizer=GPT2Tokenizer,
+    load=load_gpt2, save=save_gpt2, train_tokenizer=GPT2Tokenizer.train, targets=("c_attn",),
+    official=OFFICIAL, read_config=read_config,
 )  # fmt: skip
 
 __all__ = ["GPT2", "GPT2Config", "GPT2Tokenizer", "load_gpt2", "save_gpt2"]

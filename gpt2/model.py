@@ -124,7 +124,7 @@ class GPT2(nn.Module):
     FAN_IN_FAN_OUT = True  # Hugging Face stores these layers transposed (Conv1D)
     BRANCH_ENDS = ("attn.c_proj", "mlp.c_proj")  # of every block: where adapters go
     HEAD = "lm_head"  # where it is not tied
-    product = staticmethod(linear)  # of a tied head with its input; linear layers have their own
+    product = staticmethod(linear)  # x W^T of a tied head; generate may put a faster one here
 
     def __init__(self, config: GPT2Config):
         super().__init__()

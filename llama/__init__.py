@@ -6,8 +6,9 @@ from llama.tokenizer import LlamaTokenizer
 from minillm.family import Family
 
 FAMILY = Family(
-    "llama", "tiny-llama", LlamaConfig, Llama, LlamaTokenizer, load_llama, save_llama,
-    LlamaTokenizer.train, ("wq", "wv"), OFFICIAL, read_config,
+    name="llama", bundled="tiny-llama", config=LlamaConfig, model=Llama, tokenizer=LlamaTokenizer,
+    load=load_llama, save=save_llama, train_tokenizer=LlamaTokenizer.train, targets=("wq", "wv"),
+    official=OFFICIAL, read_config=read_config,
 )  # fmt: skip
 
 __all__ = ["Llama", "LlamaConfig", "LlamaTokenizer", "load_llama", "save_llama"]

@@ -17,7 +17,8 @@ from minillm.weights import LazyTensor
 def open_llama2c(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     """llama2.c's legacy .bin: seven int32, then fp32 matrices kind by kind, in Meta's layout."""
     check_readable(path)
-    head = path.open("rb").read(28)
+    with path.open("rb") as file:
+        head = file.read(28)
     if len(head) < 28 or head[:4] == b"24ka":
         raise UserError(f"{path}: no legacy llama2.c export (version 0); export it again as one")
     dim, hidden, n_layers, n_heads, n_kv_heads, vocab, seq_len = struct.unpack("<7i", head)
@@ -26,7 +27,7 @@ def open_llama2c(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
             dim, n_layers, n_heads, n_kv_heads, abs(vocab), hidden,
             max_seq_len=seq_len, tied_head=vocab > 0,
         )  # fmt: skip
-    except (UserError, ZeroDivisionError):
+    except UserError:
         raise UserError(f"{path}: its first numbers are no LLaMA's sizes; check the file") from None
     kv = n_kv_heads * config.head_dim
     layout = [

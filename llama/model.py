@@ -166,7 +166,7 @@ class Llama(nn.Module):
     FAN_IN_FAN_OUT = False  # Hugging Face stores linear layers as (out, in), like ours
     BRANCH_ENDS = ("attention.wo", "feed_forward.w2")  # of every block: where adapters go
     HEAD = "output"  # where it is not tied
-    product = staticmethod(linear)  # of a tied head with its input; linear layers have their own
+    product = staticmethod(linear)  # x W^T of a tied head; generate may put a faster one here
 
     def __init__(self, config: LlamaConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hugging Face's (and PEFT's) names for Meta's modules: nowhere else has a thing two."""
+"""Hugging Face's (and PEFT's) names for Meta's modules: the one place where a thing has two."""
 
 HF_MODULES = {
     "attention.wq": "self_attn.q_proj",

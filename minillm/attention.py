@@ -38,9 +38,10 @@ def causal_attention(
         k, v = for_every_head(k, q), for_every_head(v, q)  # (B, H, S, Dh)
         hidden = hidden_columns(q, k, mask)
         scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)  # (B, H, T, S)
-        scores = scores + hidden  # a sum needs nothing in backward, filling in would
+        scores = scores + hidden  # added, not filled in: that would keep its mask for backward
         weights = torch.softmax(scores, -1)  # sums in fp32 inside, also of 16-bit scores
-        out = F.dropout(weights.to(v.dtype), dropout) @ v  # (B, H, T, Dh)
+        weights = weights.to(v.dtype)  # under autocast the softmax is fp32
+        out = F.dropout(weights, dropout) @ v  # (B, H, T, Dh)
     return out.transpose(1, 2).flatten(2)  # (B, T, H * Dh)
 
 
@@ -77,7 +78,8 @@ def lay_out(
         soft = prompt.to(x.dtype).expand(x.size(0), -1, -1)  # (B, P, D)
         x = torch.cat((soft, x), dim=1)  # (B, P + T, D)
     n_prompt = 0 if prompt is None else prompt.size(0)
-    start, n_prefix = (0, n_prompt) if cache is None else (cache.length, cache.n_prefix + n_prompt)
+    start = 0 if cache is None else cache.length
+    n_prefix = n_prompt if cache is None else n_prompt + cache.n_prefix
     n_new = x.size(1)
     _check_room(start + n_new, max_seq_len)
     place = positions(start, n_new, left_pad, n_prefix, x.device)  # (1 or B, P + T)
@@ -109,10 +111,11 @@ def attention_mask(
 
     Shapes: left_pad (B,) int64. Returns (T, S), or (B, 1, T, S) with left_pad, or None.
     """
-    if left_pad is None:
-        plain = n_new == 1 or start == 0
-        return None if plain else causal_mask(start, n_new, device)
+    if left_pad is None and (n_new == 1 or start == 0):
+        return None
     mask = causal_mask(start, n_new, device)  # (T, S)
+    if left_pad is None:
+        return mask
     columns = torch.arange(start + n_new, device=device)
     is_padding = (columns >= n_prefix) & (columns < n_prefix + left_pad[:, None])  # (B, S)
     is_self = columns == columns[start:, None]  # (T, S)

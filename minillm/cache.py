@@ -54,7 +54,7 @@ class KVCache:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Appends k, v (B, K, T, Dh) of one layer; returns all columns (B, K, S, Dh), as views
-        where the cache is in their dtype. Errors: UserError for rows or columns it has not."""
+        where the cache is in their dtype. Errors: UserError if it has not the rows or columns."""
         end = self.length + k.size(2)
         if end > self.max_len or len(k) != self.keys.size(1):
             raise UserError(f"cache: made for {self.keys.size(1)} rows of {self.max_len} columns, "

@@ -86,15 +86,10 @@ def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
         if tokenizer.vocab_size > vocab_size:  # its ids can still be computed with
             use = f"it has {vocab_size} ids, too few for text taken as bytes"
         print(f"warning: {where}: no tokenizer beside it; {use} (add --tokenizer)", file=sys.stderr)
-    elif tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model {vocab_size}; "
-            "give the tokenizer the model was trained with (--tokenizer)"
-        )
     elif not 0 <= vocab_size - tokenizer.vocab_size < 1024:
         raise UserError(
-            f"{tokenizer.path}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
-            f"{vocab_size}; give the tokenizer the model was trained with"
+            f"{tokenizer.path}: the tokenizer has {tokenizer.vocab_size} pieces, the model in "
+            f"{where} {vocab_size}; give the tokenizer that it was trained with (--tokenizer)"
         )
 
 

@@ -68,10 +68,10 @@ def _rows(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return [tensor.split(16 if tensor.device.type == "cpu" else 512) for tensor in tensors]
 
 
-def is_frozen_head(head: nn.Module | None) -> bool:
+def is_frozen_head(head: nn.Module) -> bool:
     """Whether `cut_cross_entropy` fits: a plain projection, or a tied embedding, that is not
     trained."""
-    known = isinstance(head, nn.Embedding) or (head is not None and is_plain(head))
+    known = isinstance(head, nn.Embedding) or is_plain(head)
     return known and not any(p.requires_grad for p in head.parameters())
 
 

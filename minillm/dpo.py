@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minillm.adapt.lora import evaluating, lora_layers
-from minillm.data.batches import Row, collate
+from minillm.data.batches import Batches, Row
 from minillm.data.samples import Sample, shorten
 from minillm.generate import generate
 from minillm.losses import IGNORED, sequence_logprobs
@@ -109,10 +109,9 @@ def kl_to_reference(
         labels[: len(prompt)] = IGNORED
         rows.append(Row(tokens, labels))
     device, found = next(model.parameters()).device, []
-    for start in range(0, len(rows), 16):
-        batch = collate(rows[start : start + 16], tokenizer.pad_id, model.config.max_seq_len)
-        batch = to_device(batch, device)
-        with evaluating(model):
+    with evaluating(model):
+        for batch in Batches(rows, 16, tokenizer.pad_id, None, model.config.max_seq_len):
+            batch = to_device(batch, device)
             found.append(sequence_logprobs(model, batch) - dpo.reference_logprobs(model, batch))
     gaps = torch.cat(found)
     return float(gaps.mean()), float(gaps.std()) / math.sqrt(len(gaps))

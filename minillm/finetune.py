@@ -108,7 +108,8 @@ def load_base(
     """The model and tokenizer that the flags ask for, and a name for the base."""
     if preset is None:
         path = find_checkpoint(checkpoint or family.bundled)
-        return *family.load(path, layers, dtype, device, tokenizer), str(path)
+        model, text = family.load(path, layers, dtype, device, tokenizer)
+        return model, text, str(path)
     if checkpoint is not None:
         raise UserError("--init and --checkpoint contradict each other; give one of them")
     config = family.config.preset(preset)
@@ -175,9 +176,11 @@ def begin(
         return None
     precision = job.base.precision
     run = Run(
-        folder, settings, options.resume, options.overwrite, options.wandb_project,
-        {"model": hash_of_base(job), "data": job.data.hash()}, options.override,
-        not options.no_save, {"precision": precision.name, "device": precision.device.type},
+        folder, settings, resume=options.resume, overwrite=options.overwrite,
+        override=options.override, wandb_project=options.wandb_project,
+        keeps_weights=not options.no_save,
+        identity={"model": hash_of_base(job), "data": job.data.hash()},
+        made_with={"precision": precision.name, "device": precision.device.type},
     )  # fmt: skip
     show_answers(job, "before")
     return run

@@ -7,7 +7,7 @@ from collections.abc import Container
 import torch
 from torch import nn
 
-LORA = ("lora_A", "lora_B")
+from minillm.adapt.lora_linear import LORA
 
 
 def fingerprint(model: nn.Module, without: Container[str] = ()) -> dict[str, str]:
@@ -21,7 +21,7 @@ def fingerprint(model: nn.Module, without: Container[str] = ()) -> dict[str, str
     """
     hashes = {"bfloat16": hashlib.sha256(), "float16": hashlib.sha256()}
     for name, value in sorted(model.state_dict().items()):
-        if name.rpartition(".")[2] in LORA or name in without:
+        if name.endswith(LORA) or name in without:
             continue
         for dtype, running in hashes.items():
             bits = value.detach().to(getattr(torch, dtype)).view(torch.int16).flatten()

@@ -6,7 +6,7 @@ from minillm.adapt.prompts import SoftPrompt
 
 
 def training_flops(model: nn.Module, tokens: int, supervised: int, rows: int) -> float:
-    """About how many a training took: two for each multiply-add with a weight, three times.
+    """About how many a training took: two for each multiply-add with a weight, in three passes.
 
     Forward: every token meets every matrix of the blocks, every supervised one the head. Backward
     to the inputs: the blocks above the lowest trained tensor, and the head. Backward to the

@@ -120,8 +120,9 @@ def _watch(
     model.train()
     with LiveTensors(model.parameters()) as live, _places(base.blocks, saved):
         # a step of packed texts may take several forwards, whatever was asked for
-        for p in trained if accumulation_steps > 1 or segments is not None else ():
-            p.grad = torch.zeros_like(p)  # what the backwards before this one have left
+        if accumulation_steps > 1 or segments is not None:
+            for p in trained:
+                p.grad = torch.zeros_like(p)  # what the backwards before this one have left
         watch = torch.autograd.graph.saved_tensors_hooks(saved.keeper(live), _same)
         with watch, precision.autocast():
             out = model(tokens, **question(model, at, targets, segments))
@@ -136,8 +137,9 @@ def _watch(
     kept = sum(saved.by_place.values()) + saved.logits + saved.copies
     cache = model.new_cache(tokens.size(0), tokens.size(1), precision.dtype)
     return Footprint(
-        _nbytes(frozen), _nbytes(trained), gradients, 2 * _nbytes(trained), dict(saved.by_place),
-        saved.logits, saved.copies, live.peak - gradients - kept, cache.nbytes,
+        frozen=_nbytes(frozen), trainable=_nbytes(trained), gradients=gradients,
+        optimizer=2 * _nbytes(trained), by_place=dict(saved.by_place), logits=saved.logits,
+        copies=saved.copies, work=live.peak - gradients - kept, cache=cache.nbytes,
     )  # fmt: skip
 
 

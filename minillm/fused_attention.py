@@ -34,7 +34,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float 
     causal = mask is None and n_new > 1
     if _is_slow_alone(q):
         q = F.pad(q, (0, 0, 0, 1))  # (B, H, 2, Dh)
-    if q.is_cuda and not _is_flashs(q, mask):  # other fused kernels take no grouped heads
+    if q.is_cuda and not _flash_takes(q, mask):  # other fused kernels take no grouped heads
         k, v = for_every_head(k, q), for_every_head(v, q)
     grouped = q.size(1) != k.size(1)
     out = F.scaled_dot_product_attention(
@@ -50,7 +50,7 @@ def _is_slow_alone(q: Tensor) -> bool:
     return one_in_bf16 and not torch.compiler.is_compiling() and has_native_bf16(q.device)
 
 
-def _is_flashs(q: Tensor, mask: Tensor | None) -> bool:
+def _flash_takes(q: Tensor, mask: Tensor | None) -> bool:
     """Whether a GPU's flash attention takes it: no mask, 16 bits, capability 8.0 or more."""
     return mask is None and q.dtype.itemsize == 2 and has_native_bf16(q.device)
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from minillm.adapt.lora import evaluating
 from minillm.cache import KVCache
 from minillm.errors import UserError
-from minillm.linear import pack, unpack
+from minillm.linear import pack_weights, unpack_weights
 from minillm.sampling import Sampling, penalize_repetition, random_streams, sample_next_token
 from minillm.text_stream import StopStrings
 
-LONG = 64  # tokens from which on a copy of the weights in oneDNN's layout pays (linear.py)
+LONG = 64  # new tokens from which on copies of the weights pay (pack_weights)
 
 
 class Step(NamedTuple):
@@ -75,8 +75,8 @@ def generate_steps(
     prompt: Tensor | None = None,
     stop: StopStrings | None = None,
 ) -> Iterator[Step]:
-    """`generate` one step at a time, for streaming, with its arguments and errors. Of a model in
-    training mode one at a time: the first to end gives the mode back, also to the others."""
+    """`generate` one step at a time, for streaming, with its arguments and errors. Do not run two
+    at once on a model in training mode: the first to end restores that mode for both."""
     eos_id = eos_id if eos_id in range(model.config.vocab_size) else None
     n_prompt = 0 if prompt is None else prompt.size(0)
     limit = model.config.max_seq_len - n_prompt
@@ -96,7 +96,7 @@ def generate_steps(
         try:
             for n in range(max_new_tokens):
                 if n == 1 and cache is not None and max_new_tokens >= LONG:
-                    pack(model)
+                    pack_weights(model)  # after the prefill, whose many rows need no copies
                 with torch.inference_mode():  # of a token, no_grad would take 2 to 3 % more
                     logits = next_logits(model, tokens, cache, left_pad, prompt)  # (B, V)
                     penalty = sampling.repetition_penalty
@@ -106,14 +106,16 @@ def generate_steps(
                 ids = chosen.tolist()
                 shown = [None if end else token for end, token in zip(ended, ids, strict=True)]
                 yield Step(shown, logits.clone())  # an ordinary tensor again
-                for i in (i for i, end in enumerate(ended) if not end):
-                    rows[i].append(ids[i])
+                for i, token in enumerate(shown):
+                    if token is None:
+                        continue
+                    rows[i].append(token)
                     at_stop = stop is not None and stop.ends(prompts[i], rows[i])
-                    ended[i] = at_stop or ids[i] == eos_id
+                    ended[i] = at_stop or token == eos_id
                 if all(ended):
                     return
         finally:
-            unpack(model)
+            unpack_weights(model)
 
 
 def next_logits(

@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from minillm.errors import Interrupted
 
 
-class Asked:
+class Request:
     """Which signal has come, if any."""
 
     signal: int | None = None
 
 
 @contextmanager
-def deferred_signals() -> Iterator[Asked]:
+def deferred_signals() -> Iterator[Request]:
     """While it is on, the first Ctrl-C or SIGTERM only notes itself; a second one stops at once.
 
     Outside the main thread, where Python takes no signals, it does nothing.
     """
-    asked, kept = Asked(), {}
+    asked, kept = Request(), {}
 
     def note(number: int, frame) -> None:
         if asked.signal is not None:

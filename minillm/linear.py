@@ -8,10 +8,10 @@ single row is PyTorch's matrix-vector product (a token takes 27.5 -> 22.2 ms in 
 in bf16). `torch.backends.mkldnn.flags(enabled=False)` brings PyTorch's own choice back.
 
 oneDNN compiles a product for each shape it meets and keeps 1,024 of them, so the rest of minillm
-sees to it that there are few (`round_up`): batches, attention, cross_entropy. PyTorch has another
-cache in front of that one, whose hits spare no question to oneDNN: here it keeps one entry.
-(Measured: a tiny model's process peaks at 224 MiB instead of 260, a step of GPT-2 at 370 instead of
-376, in the same time.)
+sees to it that there are few (`round_up`): batches, attention, cross_entropy. PyTorch keeps a cache
+of its own in front, whose hits ask oneDNN all the same: here it holds one entry. (Measured: a tiny
+model's process peaks at 224 MiB instead of 260, a step of GPT-2 at 370 instead of 376, in the same
+time.)
 """
 
 import functools
@@ -92,6 +92,16 @@ class Linear(nn.Linear):
     """nn.Linear, computed by `product`."""
 
     product = staticmethod(linear)
+    parts: tuple[str, ...] = ()  # names of the equal slices of its rows, where it is a fused layer
+
+    @classmethod
+    def sharing(cls, layer: nn.Linear) -> "Linear":
+        """One with the weight and bias of another, shared and not copied, its product and parts."""
+        new = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        new.weight, new.bias = layer.weight, layer.bias
+        new.product = getattr(layer, "product", F.linear)
+        new.parts = getattr(layer, "parts", ())
+        return new
 
     def reset_parameters(self) -> None:
         """nn.Linear's, but nothing on the meta device: there is nothing to draw, and PyTorch would
@@ -137,10 +147,10 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _PRODUCT(x, weight, bias, "none", [], "")
 
 
-def pack(model: nn.Module) -> None:
-    """Has the model compute, until `unpack`, with copies of its weights in oneDNN's own layout: a
-    product of a few rows otherwise spends most of its time on bringing them there. On a CPU that
-    has room for the copies, nothing elsewhere; in bf16 the same bits.
+def pack_weights(model: nn.Module) -> None:
+    """Has the model compute, until `unpack_weights`, with copies of its weights in oneDNN's own
+    layout: a product of a few rows otherwise spends most of its time on bringing them there. On a
+    CPU that has room for the copies, nothing elsewhere; in bf16 the same bits.
     """
     weight = next(model.parameters())
     if weight.device.type != "cpu" or prefers_mkl() or not (_PRODUCT and _PACK):
@@ -152,7 +162,7 @@ def pack(model: nn.Module) -> None:
             module.product = _Packed(module.product)
 
 
-def unpack(model: nn.Module) -> None:
+def unpack_weights(model: nn.Module) -> None:
     """Takes the copies away. Once or twice is the same."""
     for module in model.modules():
         if isinstance(getattr(module, "product", None), _Packed):

@@ -12,11 +12,12 @@ from torch import nn
 
 from minillm.adapt.bottleneck import AdapterLinear
 from minillm.adapt.lora import lora_layers
+from minillm.adapt.lora_linear import LORA
 from minillm.adapt.methods import untie_head
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
-from minillm.fingerprint import LORA, fingerprint, tokenizer_fingerprint
+from minillm.fingerprint import fingerprint, tokenizer_fingerprint
 from minillm.linear import is_plain
 from minillm.peft_lora import load_lora, lora_files
 from minillm.peft_prompts import PREFIX, PROMPT, load_prompt, prompt_files
@@ -43,7 +44,7 @@ def save_adapter(
     """
     folder = Path(folder)
     base, notes = model, {}
-    _check_saveable(model, folder)
+    _check_complete(model, folder)
     if isinstance(model, SoftPrompt | PrefixTuning):
         base = model.model
         tensors, config = prompt_files(model)
@@ -67,13 +68,13 @@ def save_adapter(
     })  # fmt: skip
 
 
-def _check_saveable(model: nn.Module, folder: Path) -> None:
+def _check_complete(model: nn.Module, folder: Path) -> None:
     """Errors: UserError for what the files would leave out: tensors trained beside LoRA, LoRA under
     a soft prompt or prefix, that a layer is switched off."""
     layers = lora_layers(model)
     if not layers:
         return
-    others = [p for name, p in model.named_parameters() if name.rpartition(".")[2] not in LORA]
+    others = [p for name, p in model.named_parameters() if not name.endswith(LORA)]
     some_trained = len({p.requires_grad for p in others}) == 2  # all: nobody has marked any
     off = [name for name, layer in layers.items() if not layer.enabled]
     if isinstance(model, SoftPrompt | PrefixTuning) or some_trained:
@@ -136,9 +137,7 @@ def _make_place(model: nn.Module, owner: str, leaf: str, lazy: LazyTensor, file:
     if owner == model.HEAD and model.config.tied_head:
         untie_head(model)
     elif layer != owner and is_plain(modules.get(layer)) and lazy.shape:
-        parent, _, name = layer.rpartition(".")
-        adapter = AdapterLinear.from_linear(modules[layer], lazy.shape[0])
-        setattr(model.get_submodule(parent), name, adapter)
+        model.set_submodule(layer, AdapterLinear.from_linear(modules[layer], lazy.shape[0]))
     elif leaf == "bias" and isinstance(modules.get(owner), nn.Linear):
         linear = modules[owner]
         if linear.bias is None:

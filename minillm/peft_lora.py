@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.adapt.lora import LoRAParts, add_lora, lora_layers
+from minillm.adapt.lora_linear import LORA
 from minillm.errors import UserError
 from minillm.files import Fields
-from minillm.fingerprint import LORA
 from minillm.weights import LazyTensor, check_names, rope_halves, rope_to_halves
 
-PREFIX = "base_model.model."
+ROOT = "base_model.model."
 # settings of PEFT that change what the numbers mean, with the values that do not
 UNSUPPORTED = {
     "use_dora": (False, None),
@@ -52,8 +52,8 @@ def lora_files(model: nn.Module, folder: Path) -> tuple[dict[str, Tensor], dict,
         a, b = layer.factors()
         missing = rank - len(a)
         a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))
-        tensors[f"{PREFIX}{hf}.lora_A.weight"] = a
-        tensors[f"{PREFIX}{hf}.lora_B.weight"] = rope_to_halves(b, heads) if heads else b
+        tensors[f"{ROOT}{hf}.lora_A.weight"] = a
+        tensors[f"{ROOT}{hf}.lora_B.weight"] = rope_to_halves(b, heads) if heads else b
     settings = {
         "peft_type": "LORA", "r": rank, "lora_dropout": dropout,
         "lora_alpha": float(f"{scaling * rank:.15g}"),  # 7, not 7.000000000000001
@@ -147,7 +147,7 @@ def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) ->
 
 def _split(key: str) -> tuple[str, str, str]:
     """base_model.model.X.lora_A.weight -> X, lora_A, weight."""
-    parts = key.removeprefix(PREFIX).rsplit(".", 2)
+    parts = key.removeprefix(ROOT).rsplit(".", 2)
     return tuple(parts) if len(parts) == 3 else (key, "", "")
 
 

@@ -15,7 +15,6 @@ from torch import nn
 from minillm.data.batches import Row
 from minillm.errors import NumericError, UserError
 from minillm.job import Job
-from minillm.losses import IGNORED
 from minillm.memory import MIB, free_mib
 from minillm.precision import Precision, has_native_bf16
 from minillm.training import LossFn, to_device
@@ -66,7 +65,7 @@ def check_context(rows: list[Row], held_out: list[Row], context: int) -> str:
 def check_labels(rows: list[Row], eos_id: int) -> str:
     """What share of the tokens is supervised, and whether the model is shown where to stop."""
     n_tokens = sum(len(row.tokens) for row in rows)
-    n_labels = sum(int((row.labels[1:] != IGNORED).sum()) for row in rows)
+    n_labels = sum(row.n_labels for row in rows)
     if n_labels == 0:
         raise UserError("no training token is supervised; raise --max-length or give other data")
     ended = sum(bool((row.labels == eos_id).any()) for row in rows)

@@ -10,7 +10,6 @@ from minillm.files import read_json, write_json
 from minillm.flops import training_flops
 from minillm.generate import generate
 from minillm.job import Job
-from minillm.losses import IGNORED
 from minillm.memory import MIB, reserved_mib
 from minillm.metrics import classification_report, describe
 from minillm.predict import predict_labels
@@ -25,7 +24,7 @@ def announce(job: Job) -> None:
     model, data, batches = job.model, job.data, job.batches
     dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
     steps = batches.groups_per_epoch(job.accumulation_steps)
-    supervised = sum(int((row.labels != IGNORED).sum()) for row in data.train.rows)
+    supervised = sum(row.n_labels for row in data.train.rows)
     precision = job.base.precision
     stored = " and ".join(sorted(dtypes))
     print(f"   model: {job.base.name}, {model.config.n_layers} layers in {stored}; "

@@ -31,8 +31,8 @@ class Run:
 
     `identity` are hashes of what the run is about ("model", "data"), or several by name: a resumed
     one must have the same, or one of them. `made_with` is what the bits of a result depend on
-    beside PyTorch and threads: a resumed one that differs is told. `override` lets it go on with
-    other settings. Without `keeps_weights`, train() writes neither checkpoints nor the best here.
+    beside PyTorch and threads: resuming with another prints a warning. `override` lets it go on
+    with other settings. Without `keeps_weights`, train() writes neither checkpoints nor the best.
     Errors: UserError if the folder exists and neither resume nor overwrite, if another process
     holds it or it cannot be written to, or if a resumed run is not the one that began, or came to
     its end and left no checkpoint.
@@ -61,9 +61,10 @@ class Run:
         self._lock = lock_folder(self.folder)
         for path in self.folder.rglob(".*.tmp.*"):  # of a killed process
             path.unlink()
-        for path in self._files() if overwrite else ():
-            if not _is_own(path) and path.name != "config.json":  # which are written anew: a kill
-                _remove(path)  # in here leaves a run that can be resumed or overwritten
+        if overwrite:  # log and settings are written anew, not removed: a kill in here leaves a
+            for path in self._files():  # run that can be resumed or overwritten
+                if not _is_own(path) and path.name != "config.json":
+                    _remove(path)
         if resume:
             self._check_goes_on()
             self._check_same(read_json(self.folder / "config.json"), config, override)
@@ -103,7 +104,9 @@ class Run:
         if not isinstance(before, dict):
             raise UserError(f"{self.folder / 'config.json'}: no settings of a run; use --overwrite")
         # a flag that did not exist when the run began had no part in it
-        for name in (k for k in now if k not in free and before.get(k, now[k]) != now[k]):
+        for name in now:
+            if name in free or before.get(name, now[name]) == now[name]:
+                continue
             with_ = f"without --{name}" if before[name] is None else f"with --{name} {before[name]}"
             what = f"{self.folder}: began {with_}, not {now[name]}"
             remedy = "resume with the same settings"
@@ -150,9 +153,9 @@ class Run:
         path = self.folder / "best.pt"
         try:
             kept = _load_checked(path)
-            # older runs kept the weights alone
-            found, weights = (kept[key] for key in ("step", "weights")) if "step" in kept else (
-                step, kept)  # fmt: skip
+            found, weights = step, kept  # older runs kept the weights alone
+            if "step" in kept:
+                found, weights = kept["step"], kept["weights"]
         except DAMAGE as error:
             raise UserError(f"{path}: damaged ({type(error).__name__}); train again") from None
         if found != step:
@@ -193,9 +196,10 @@ class Run:
                 raise UserError(f"{path}: trained with another {name} than this; resume with the "
                                 f"{name} it began with, or start another run")  # fmt: skip
         before, now = state.get("versions", {}), self.made_with
-        for name in (name for name in now if before.get(name, now[name]) != now[name]):
-            print(f"warning: {path}: made with {name} {before[name]}, here it is {now[name]}: not "
-                  "bit-identical to a run never stopped", file=sys.stderr)  # fmt: skip
+        for name in now:
+            if before.get(name, now[name]) != now[name]:
+                print(f"warning: {path}: made with {name} {before[name]}, here it is {now[name]}: "
+                      "not bit-identical to a run never stopped", file=sys.stderr)  # fmt: skip
 
     def _checkpoints(self) -> list[Path]:
         numbered = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in self._files()]

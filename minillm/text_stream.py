@@ -25,11 +25,13 @@ class StopStrings:
     def ends(self, prompt: Sequence[int], new: Sequence[int]) -> bool:
         """Whether what follows the prompt holds one of them."""
         start = len(self.tokenizer.decode(list(prompt)))
-        return self.cut(text := self.tokenizer.decode([*prompt, *new])[start:]) != text
+        text = self.tokenizer.decode([*prompt, *new])[start:]
+        return any(string in text for string in self.strings)
 
     def cut(self, text: str) -> str:
         """The text before the first of them."""
-        return text[: min((at for s in self.strings if (at := text.find(s)) >= 0), default=None)]
+        found = [text.find(string) for string in self.strings]
+        return text[: min((at for at in found if at >= 0), default=None)]
 
     def certain(self, text: str) -> str:
         """The text but for an end that may turn out to begin one of them."""

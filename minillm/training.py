@@ -87,7 +87,8 @@ def train(
             loss = summed / max(1, count)
             scaler.unscale_(optimizer)
             norm = average_and_clip(optimizer, count, settings.grad_clip)
-            if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
+            broke = not math.isfinite(norm) and not scaler.is_enabled()  # in fp16 an overflow
+            if broke or not math.isfinite(loss):
                 raise broken_step(loss, norm, progress, batches, settings, run)
             check_step(model, progress)
             lr = set_lr(optimizer, lr_at(progress.step, last_step, settings))

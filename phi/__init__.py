@@ -6,8 +6,9 @@ from phi.model import Phi, PhiConfig
 from phi.tokenizer import PhiTokenizer
 
 FAMILY = Family(
-    "phi", "tiny-phi", PhiConfig, Phi, PhiTokenizer, load_phi, save_phi, PhiTokenizer.train,
-    ("q_proj", "v_proj"), OFFICIAL, read_config,
+    name="phi", bundled="tiny-phi", config=PhiConfig, model=Phi, tokenizer=PhiTokenizer,
+    load=load_phi, save=save_phi, train_tokenizer=PhiTokenizer.train, targets=("q_proj", "v_proj"),
+    official=OFFICIAL, read_config=read_config,
 )  # fmt: skip
 
 __all__ = ["Phi", "PhiConfig", "PhiTokenizer", "load_phi", "save_phi"]

@@ -156,7 +156,7 @@ class Phi(nn.Module):
     FAN_IN_FAN_OUT = False  # Hugging Face stores linear layers as (out, in), like ours
     BRANCH_ENDS = ("self_attn.dense", "mlp.fc2")  # of every block: where adapters go
     HEAD = "lm_head"  # where it is not tied
-    product = staticmethod(linear)  # of a tied head with its input; linear layers have their own
+    product = staticmethod(linear)  # x W^T of a tied head; generate may put a faster one here
 
     def __init__(self, config: PhiConfig):
         super().__init__()
@@ -201,7 +201,8 @@ class Phi(nn.Module):
         those predict, `targets` (N,), the cross-entropy of each, (N,), and no logits. Advances the
         cache by P + T columns. Errors: UserError when the columns exceed max_seq_len.
         """
-        x, context = self.embed_tokens(tokens), self.config.max_seq_len  # (B, T, D)
+        x = self.embed_tokens(tokens)  # (B, T, D)
+        context = self.config.max_seq_len
         x, columns = lay_out(x, prompt, cache, left_pad, context, segments)  # (B, P + T, D)
         rope = rope_table(columns.positions, self.config.rotary_dim, self.config.rope_theta)
         for layer, block in enumerate(self.layers):

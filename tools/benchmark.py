@@ -154,7 +154,9 @@ def measure_contexts(
     match: Match, dtype: str, contexts: list[int], repeats: int, limits: dict
 ) -> Iterator[dict]:
     """Cost of one more token at each length, with and without the cache."""
-    for length in (n for n in contexts if n + 8 <= match.context):
+    for length in contexts:
+        if length + 8 > match.context:
+            continue
         prompt = torch.randint(match.vocab_size, (length,)).tolist()
         cached = match.turns(repeats, "decode", prompt, 8, True)
         found = {name: [1000 * s for steps in turns for s in steps[1:]]
@@ -218,8 +220,9 @@ def decode_curves(rows: list[dict]) -> dict[str, dict[int, float]]:
         if not row["what"].startswith("a token at "):
             continue
         length, kind = row["what"].removeprefix("a token at ").split(", ")
-        for name in (name for name in ("minillm", "transformers") if name in row):
-            curves.setdefault(f"{name} {row['dtype']}, {kind}", {})[int(length)] = row[name]
+        for name in ("minillm", "transformers"):
+            if name in row:
+                curves.setdefault(f"{name} {row['dtype']}, {kind}", {})[int(length)] = row[name]
     return curves
 
 
@@ -227,9 +230,10 @@ def main(argv=None) -> list[dict]:
     args = parse_args(argv)
     device = choose_device(args.device)
     dtypes = args.precision or ["fp32", *(["bf16"] if has_native_bf16(device) else [])]
-    for name, known in ((n, k) for k, ns in ((DTYPES, dtypes), (PARTS, args.parts)) for n in ns):
-        if name not in known:
-            raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}")
+    for names, known in ((dtypes, DTYPES), (args.parts, PARTS)):
+        for name in names:
+            if name not in known:
+                raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}")
     if len(args.decode) != 2:
         raise UserError("--decode: give two numbers, tokens of the prompt and to write")
     limits, rows = {}, []

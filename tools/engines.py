@@ -13,7 +13,7 @@ from minillm.adapt.methods import MethodOptions, adapt
 from minillm.data.batches import Batches, Row
 from minillm.flops import training_flops
 from minillm.generate import generate_steps
-from minillm.losses import IGNORED, token_loss
+from minillm.losses import token_loss
 from minillm.precision import choose_precision
 from minillm.sampling import Sampling
 from minillm.training import TrainSettings, evaluate, train
@@ -112,12 +112,8 @@ class Ours:
     def training_flops(self, rows: Sequence[Row]) -> float:
         """Of one optimizer step over the rows."""
         n_tokens = sum(len(row.tokens) - 1 for row in rows)
-        return training_flops(self.model, n_tokens, count_labels(rows), len(rows))
-
-
-def count_labels(rows: Sequence[Row]) -> int:
-    """Tokens that are predicted."""
-    return sum(int((row.labels[1:] != IGNORED).sum()) for row in rows)
+        n_labels = sum(row.n_labels for row in rows)
+        return training_flops(self.model, n_tokens, n_labels, len(rows))
 
 
 def _nbytes(module: nn.Module) -> int:

@@ -62,8 +62,8 @@ def parse_args(argv=None):
         if args.out_dir is None:
             raise UserError("--init-from resume: no run is named; add --out-dir FOLDER")
         flag, kept = kept_by(Path(args.out_dir))
-        args.checkpoint, args.adapter = {"--checkpoint": (str(kept), None),
-                                         "--adapter": (None, str(kept))}[flag]  # fmt: skip
+        is_model = flag == "--checkpoint"
+        args.checkpoint, args.adapter = (str(kept), None) if is_model else (None, str(kept))
     trained = settings_of_training(args.adapter, args.checkpoint)
     if args.task is None and args.data is None:
         args.data = trained.get("data")

@@ -46,7 +46,8 @@ def parse_args(argv=None):
     add("--base", metavar="NAME|PATH", help="what it was before (default: the bundled model)")
     add("--precision", choices=[*DTYPES], default="fp32", help="dtype of both models' weights")
     add = parser.add_argument_group("adapter").add_argument
-    add("--targets", help="linear layers, comma-separated (default: all of every block)")
+    add("--targets", type=several(str),
+        help="linear layers, comma-separated (default: all of every block)")  # fmt: skip
     add("--rank", type=positive, default=16, help="the rank that is kept as adapter/")
     add("--ranks", type=several(positive), default=RANKS, help="the ranks that are looked at")
     add("--out-dir", help="folder to write (default: a fresh one under runs/)")
@@ -205,6 +206,7 @@ def main(argv=None) -> list[dict]:
     base, _ = family.load(
         origin, tuned.config.n_layers, precision.dtype, device, args.tokenizer
     )
+    base.attention = args.attention  # tuned has it already
     context = tuned.config.max_seq_len
     held_out, template = held_out_rows(
         args.task, args.data, template, tokenizer, args.held_out, min(args.max_length, context)
@@ -219,8 +221,7 @@ def main(argv=None) -> list[dict]:
 
     before, after = loss(), loss(tuned)
     everything = sum_of_squares(differences(base, tuned))
-    targets = args.targets.split(",") if args.targets else linear_layers(base)
-    base.attention = tuned.attention = args.attention
+    targets = args.targets or linear_layers(base)
     ranks = [*args.ranks, args.rank]
     changes = find_changes(base.train().requires_grad_(False), tuned, targets, max(ranks))
     values = {name: change.values for name, change in changes.items()}

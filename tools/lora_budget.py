@@ -40,7 +40,8 @@ def parse_args(argv=None):
         help="a published size (gpt-3, llama-2-7b, gpt2-medium, ...), or a folder with config.json")
     add("--layers", type=positive, help="only the first N of its layers")
     add("--params", type=above_zero, help="parameters, where a nominal number is meant (175e9)")
-    add("--targets", help="layers or slices that get LoRA (default: the model's own)")
+    add("--targets", type=several(str),
+        help="layers or slices that get LoRA (default: the model's own)")  # fmt: skip
     add("--rank", type=positive, default=4, help="of LoRA, or width of the network's adapters")
     add("--models", type=positive, default=100, help="how many are kept")
     add("--bytes", type=positive, default=2, help="of a number")
@@ -51,7 +52,9 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def adapted_model(preset: str, layers: int | None, targets: str | None, rank: int) -> nn.Module:
+def adapted_model(
+    preset: str, layers: int | None, targets: list[str] | None, rank: int
+) -> nn.Module:
     """A model of a published size, or of a folder's config.json, without memory, that has LoRA on
     its targets. Errors: UserError as add_lora."""
     file = Path(preset) / "config.json"
@@ -67,20 +70,15 @@ def adapted_model(preset: str, layers: int | None, targets: str | None, rank: in
         raise UserError(f"--layers {layers}: {preset} has {config.n_layers} layers; lower it")
     config = replace(config, n_layers=layers or config.n_layers)
     model = empty_model(lambda: kind(config))
-    names = targets.split(",") if targets else own
     with torch.device("meta"):
-        add_lora(model, names, rank, alpha=2 * rank)
+        add_lora(model, targets or own, rank, alpha=2 * rank)
     return mark_only_lora_as_trainable(model)
 
 
 def adapted_numbers(model: nn.Module) -> int:
     """Numbers of the matrices (or slices of fused ones) that LoRA is on."""
-    found = 0
-    for layer in lora_layers(model).values():
-        n = len(getattr(layer, "adapted_parts", ())) or 1
-        whole = len(layer.parts) if hasattr(layer, "adapted_parts") else 1
-        found += layer.weight.numel() * n // whole
-    return found
+    # B has a row for each adapted row
+    return sum(len(layer.lora_B) * layer.in_features for layer in lora_layers(model).values())
 
 
 def storage(model: nn.Module, params: float | None, n_models: int, n_bytes: int) -> dict:

@@ -74,10 +74,13 @@ class Cell:
         ]  # fmt: skip
 
 
+OFF_ON = (False, True)
+
+
 def all_cells() -> list[Cell]:
     """The course's sixteen, and our four with a base stored in 16 bits."""
-    course = [Cell(ga, mp, lora, gc) for gc, ga, mp, lora in itertools.product((0, 1), repeat=4)]
-    return course + [Cell(ga, True, True, gc, True) for gc, ga in itertools.product((0, 1), (0, 1))]
+    course = [Cell(ga, mp, lora, gc) for gc, ga, mp, lora in itertools.product(OFF_ON, repeat=4)]
+    return course + [Cell(ga, True, True, gc, True) for gc, ga in itertools.product(OFF_ON, OFF_ON)]
 
 
 def parse_args(argv=None):
@@ -147,7 +150,7 @@ class Base:
         model, tokenizer = self.load(precision.dtype if cell.stored else torch.float32)
         options = MethodOptions(targets=self.family.targets, lora_dropout=0.0)
         model, _ = adapt(model, tokenizer, "lora" if cell.lora else "full", options)
-        model.gradient_checkpointing = bool(cell.checkpointing)
+        model.gradient_checkpointing = cell.checkpointing
         size, steps = (1, rows) if cell.accumulation else (rows, 1)
         batches = Batches(self.rows, size, tokenizer.pad_id, 0, model.config.max_seq_len)
         found = predict_footprint(model, batches.largest(), precision, steps)

@@ -41,7 +41,7 @@ def method_row(method: str, lr: float, runs: list[dict]) -> dict:
 def rouge_columns(runs: list[dict]) -> dict:
     """Mean and interval of each kind, over rows, of the runs' mean; none where not measured."""
     columns = {}
-    for kind in (kind for kind in ROUGE if runs[0]["rouge"]):
+    for kind in ROUGE if runs[0]["rouge"] else ():
         by_row = zip(*(run["rouge"][kind] for run in runs), strict=True)
         columns[kind] = interval_text(mean_with_interval([statistics.fmean(r) for r in by_row]))
     return columns

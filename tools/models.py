@@ -123,16 +123,11 @@ def load_model(options: ModelOptions):
 
     Errors: UserError naming the file or flag.
     """
-    adapter, template, checkpoint = options.adapter, options.template, options.checkpoint
-    device, layers = choose_device(options.device), options.layers
+    adapter, template = options.adapter, options.template
+    device = choose_device(options.device)
     precision = options.precision or ("fp32" if device.type == "cpu" else "auto")
     dtype = choose_precision(precision, device).dtype
-    notes = read_notes(_check_adapter(Path(adapter))) if adapter is not None else {}
-    if checkpoint is None and notes:
-        checkpoint, layers = _find_base(adapter, notes.get("base")), layers or notes.get("layers")
-    if checkpoint is None and adapter is not None:
-        raise UserError(f"{adapter}: made elsewhere, its base is not known; add --checkpoint")
-    path = _check_model(find_checkpoint(checkpoint or llama.FAMILY.bundled))
+    path, layers, notes = find_model(options.checkpoint, adapter, options.layers)
     model, text = family_of(path).load(path, layers, dtype, device, options.tokenizer)
     check_text(text, model.config.vocab_size, path)
     if adapter is not None:
@@ -147,6 +142,19 @@ def load_model(options: ModelOptions):
         where = path / "template.json"
         stored = read_json(where)
     return eval_exactly(model), text, template_from(stored, where) if stored else None
+
+
+def find_model(
+    checkpoint: str | Path | None, adapter: str | None, layers: int | None
+) -> tuple[Path, int | None, dict]:
+    """Where the model is that the flags mean (an adapter knows its base), how many of its layers,
+    and the adapter's notes. Errors: UserError naming the file or flag."""
+    notes = read_notes(_check_adapter(Path(adapter))) if adapter is not None else {}
+    if checkpoint is None and notes:
+        checkpoint, layers = _find_base(adapter, notes.get("base")), layers or notes.get("layers")
+    if checkpoint is None and adapter is not None:
+        raise UserError(f"{adapter}: made elsewhere, its base is not known; add --checkpoint")
+    return _check_model(find_checkpoint(checkpoint or llama.FAMILY.bundled)), layers, notes
 
 
 def _check_adapter(folder: Path) -> Path:

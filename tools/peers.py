@@ -17,7 +17,7 @@ from minillm.data.batches import Row
 from minillm.linear import round_up
 from minillm.losses import IGNORED
 from minillm.precision import choose_precision
-from tools.engines import Setup, count_labels
+from tools.engines import Setup
 
 # what minillm chose for PyTorch where it was imported; here PyTorch is as it comes
 os.environ.pop("LRU_CACHE_CAPACITY", None)
@@ -94,7 +94,7 @@ class Peers:
         minillm's are."""
         trained = self.optimizer.param_groups[0]["params"]
         began = time.perf_counter()
-        count = count_labels(rows)
+        count = sum(row.n_labels for row in rows)
         for some in self._forwards(rows):
             self._loss(some, count).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -108,7 +108,7 @@ class Peers:
     def loss(self, rows: Sequence[Row]) -> float:
         """Mean over the labels, dropout off."""
         self.model.eval()
-        count = count_labels(rows)
+        count = sum(row.n_labels for row in rows)
         total = sum(float(self._loss(some, count)) for some in self._forwards(rows))
         self.model.train()
         return total

@@ -23,17 +23,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import llama
 from minillm import add_lora, mark_only_lora_as_trainable
 from minillm.adapt.lora import lora_layers
 from minillm.cli import Parser, add_model_flags, positive
 from minillm.errors import UserError, friendly_errors
-from minillm.hub import find_checkpoint
 from minillm.memory import MIB, free_mib
-from minillm.peft_format import load_adapter, read_notes
+from minillm.peft_format import load_adapter
 from minillm.precision import DTYPES, choose_device, choose_precision
 from minillm.weights import open_weights
-from tools.models import family_of
+from tools.models import family_of, find_model
 from tools.promises import PROMISES, Promise, Subject
 
 LOGIC = 1e-10
@@ -70,16 +68,19 @@ class Finding:
 
 def make_subject(
     checkpoint: Path, layers: int | None, tokenizer: str | None, adapter: str | None, force: bool,
-    dtype: torch.dtype, device: torch.device, toggles: int,
+    attention: str, dtype: torch.dtype, device: torch.device, toggles: int,
 ) -> Subject:  # fmt: skip
     """The model in one dtype with what is trained on top of it."""
     family = family_of(checkpoint)
 
     def base(path: Path = checkpoint) -> nn.Module:
         kept = layers if path == checkpoint else None
-        return family.load(path, kept, dtype, device, tokenizer)[0]
+        plain = family.load(path, kept, dtype, device, tokenizer)[0]
+        plain.attention = attention
+        return plain
 
     model, text = family.load(checkpoint, layers, dtype, device, tokenizer)
+    model.attention = attention
     if adapter is None:
         add_lora(model.train(), family.targets, rank=4, alpha=8, dropout=0.05)
         stream = torch.Generator().manual_seed(0)
@@ -163,13 +164,11 @@ def main(argv=None) -> list[Finding]:
     device = choose_device(args.device)
     default = "fp32" if device.type == "cpu" else "auto"
     dtype = choose_precision(args.precision or default, device).dtype
-    notes = read_notes(Path(args.adapter)) if args.adapter else {}
-    checkpoint = find_checkpoint(args.checkpoint or notes.get("base") or llama.FAMILY.bundled)
-    layers = args.layers or (notes.get("layers") if args.checkpoint is None else None)
+    checkpoint, layers, _ = find_model(args.checkpoint, args.adapter, args.layers)
     check_memory(checkpoint, layers, args.tokenizer, device)
     subject_in = partial(
         make_subject, checkpoint, layers, args.tokenizer, args.adapter, args.force,
-        device=device, toggles=args.toggles,
+        args.attention, device=device, toggles=args.toggles,
     )  # fmt: skip
     promises = {n: p for n, p in PROMISES.items() if args.only is None or n in args.only}
     findings = prove(promises, lambda kind: subject_in(dtype=kind), dtype)

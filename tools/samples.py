@@ -106,8 +106,8 @@ def main(argv=None) -> list[list[str]]:
         if len(references) != len(inputs):
             raise UserError(f"{args.references}: {len(references)} references for {len(inputs)} "
                             "inputs; give one for each")  # fmt: skip
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    sampling = {name: given.get(name, own) for name, own in DEFAULTS[args.kind].items()}
+    given = {flag: value for flag, value in vars(args).items() if value is not None}
+    sampling = {flag: given.get(flag, own) for flag, own in DEFAULTS[args.kind].items()}
     written = []
     for number, sample in enumerate(tqdm(inputs, desc="samples", unit="input", leave=False)):
         seed = args.seed + number * args.samples

@@ -82,7 +82,8 @@ def plan(
     ranks: list[int], lrs: list[float] | None, templates: list[str], full_flags: list[str]
 ) -> dict[str, list[str]]:
     """The flags of each cell, by its title: the rows of the course's three tables."""
-    lr_of = dict(zip(ranks, lrs * len(ranks) if len(lrs) == 1 else lrs, strict=True)) if lrs else {}
+    lrs = lrs * len(ranks) if lrs and len(lrs) == 1 else lrs
+    lr_of = dict(zip(ranks, lrs, strict=True)) if lrs else {}
 
     def lora(rank: int, alpha: int, template: str = templates[0]) -> list[str]:
         flags = ["--rank", str(rank), "--alpha", str(alpha), "--template", template]
@@ -132,7 +133,9 @@ def table(results: dict[str, dict]) -> list[dict]:
     first = next(title for title in results if title != "no tuning")
     rows = []
     for title, result in results.items():
-        for checkpoint in (name for name in CHECKPOINTS if name in result):
+        for checkpoint in CHECKPOINTS:
+            if checkpoint not in result:
+                continue
             report, right = result[checkpoint]["report"], result[checkpoint]["right"]
             p = paired_test(right, results[first][checkpoint]["right"])["p_value"]
             low, high = report["interval_95"]

@@ -23,9 +23,7 @@ class AdapterLinear(Linear):
     @classmethod
     def from_linear(cls, linear: nn.Linear, width: int) -> "AdapterLinear":
         """The same layer with a bottleneck after it; weight and bias are shared, not copied."""
-        size = (linear.in_features, linear.out_features, linear.bias is not None)
-        layer = cls(*size, device="meta")
-        layer.weight, layer.bias = linear.weight, linear.bias
+        layer = cls.sharing(linear)
         device = linear.weight.device
         layer.down = nn.Linear(linear.out_features, width, device=device)
         layer.up = nn.Linear(width, linear.out_features, device=device)
@@ -57,6 +55,5 @@ def add_adapters(model: nn.Module, targets: Iterable[str], width: int) -> int:
         layer = model.get_submodule(name)
         if not is_plain(layer):
             raise UserError(f"{name}: a {type(layer).__name__}; add adapters to the plain model")
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, AdapterLinear.from_linear(layer, width))
+        model.set_submodule(name, AdapterLinear.from_linear(layer, width))
     return len(found)

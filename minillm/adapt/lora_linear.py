@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from minillm.dropout import Dropout
 from minillm.linear import Linear
 
+LORA = ("lora_A", "lora_B")  # what its tensors' names end in
+
 
 class LoRALinear(Linear):
     """nn.Linear with a low-rank update that eval() merges into `weight` and train() takes out.
@@ -29,8 +31,7 @@ class LoRALinear(Linear):
     fp32 and frozen until mark_only_lora_as_trainable. Dropout acts on the input of A.
     """
 
-    parts: tuple[str, ...] = ()  # names of the equal slices of its rows, where it is a fused layer
-    product = staticmethod(F.linear)  # or that of the layer it was made from
+    product = staticmethod(F.linear)  # nn.Linear's own; from_linear takes over its layer's
 
     def __init__(
         self,
@@ -52,8 +53,9 @@ class LoRALinear(Linear):
     def _add_factors(self, rank: int, alpha: float, dropout: float) -> None:
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         like = {"dtype": wide, "device": self.weight.device}
-        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, **like), False)
-        self.lora_B = nn.Parameter(torch.empty(self.out_features, rank, **like), False)
+        a, b = self._factor_shapes(rank)
+        self.lora_A = nn.Parameter(torch.empty(a, **like), False)
+        self.lora_B = nn.Parameter(torch.empty(b, **like), False)
         self.lora_scaling = alpha / rank
         self.lora_dropout = Dropout(dropout)
         self._enabled = True
@@ -61,16 +63,15 @@ class LoRALinear(Linear):
         self._set_aside: list[nn.Parameter] = []  # the original while a merged one stands in
         self._merged_from: tuple = ()  # the A and B that the merged one was made of
 
+    def _factor_shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (rank, self.in_features), (self.out_features, rank)
+
     @classmethod
     def from_linear(
         cls, linear: nn.Linear, lora_rank: int, lora_alpha: float, lora_dropout: float = 0.0
     ) -> "LoRALinear":
         """The same layer with LoRA added; weight and bias are shared, not copied."""
-        size = (linear.in_features, linear.out_features, linear.bias is not None)
-        layer = cls(*size, device="meta")
-        layer.weight, layer.bias = linear.weight, linear.bias
-        layer.parts = getattr(linear, "parts", ())
-        layer.product = getattr(linear, "product", F.linear)
+        layer = cls.sharing(linear)
         if lora_rank > 0:
             layer._add_factors(lora_rank, lora_alpha, lora_dropout)
             layer._reset_factors()
@@ -249,31 +250,29 @@ class LoRAParts(LoRALinear):
         lora_dropout: float = 0.0,
     ) -> "LoRAParts":  # fmt: skip
         """The same layer with LoRA on the named slices out of `linear.parts`."""
-        layer = cls.from_linear(linear, 0, lora_alpha)
+        layer = cls.sharing(linear)
         layer.adapted_parts = [part for part in layer.parts if part in parts]
         layer._add_factors(lora_rank, lora_alpha, lora_dropout)
         layer._reset_factors()
         return layer.train(linear.training)
 
-    def _add_factors(self, rank: int, alpha: float, dropout: float) -> None:
-        super()._add_factors(rank, alpha, dropout)
+    def _factor_shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
         n, rows = len(self.adapted_parts), self.out_features // len(self.parts)
-        self.lora_A = nn.Parameter(self.lora_A.new_empty(n * rank, self.in_features), False)
-        self.lora_B = nn.Parameter(self.lora_B.new_empty(n * rows, rank), False)
+        return (n * rank, self.in_features), (n * rows, rank)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The slices as one update of rank P * rank: A (P * rank, in_features), and B
         (out_features, P * rank) with the slices' own in its blocks and zeros elsewhere."""
         n, rows = len(self.adapted_parts), self.out_features // len(self.parts)
-        own = iter(torch.block_diag(*self.lora_B.chunk(n)).chunk(n))  # each (rows, P * rank)
+        blocks = torch.block_diag(*self.lora_B.chunk(n)).chunk(n)  # each (rows, P * rank)
+        by_part = dict(zip(self.adapted_parts, blocks, strict=True))
         none = self.lora_B.new_zeros(rows, len(self.lora_A))
-        blocks = [next(own) if part in self.adapted_parts else none for part in self.parts]
-        return self.lora_A, torch.cat(blocks)
+        return self.lora_A, torch.cat([by_part.get(part, none) for part in self.parts])
 
     @torch.no_grad()
     def set_factors(self, a: Tensor, b: Tensor) -> None:
         """Takes the numbers of A and B, in the shapes of `factors`; of B only its blocks."""
+        n = len(self.adapted_parts)
         by_part = dict(zip(self.parts, b.chunk(len(self.parts)), strict=True))
-        own = [by_part[part] for part in self.adapted_parts]  # each (rows, P * rank)
-        columns = enumerate(block.chunk(len(own), dim=1) for block in own)
-        super().set_factors(a, torch.cat([slices[i] for i, slices in columns]))
+        own = [by_part[part].chunk(n, dim=1)[i] for i, part in enumerate(self.adapted_parts)]
+        super().set_factors(a, torch.cat(own))  # each (rows, rank)

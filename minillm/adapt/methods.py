@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minillm.adapt.bottleneck import AdapterLinear, add_adapters
 from minillm.adapt.lora import add_lora, lora_layers, mark_only_lora_as_trainable
-from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
+from minillm.adapt.prompts import PrefixTuning, SoftPrompt, check_virtual, prefix_of_text
 from minillm.errors import UserError
 from minillm.linear import Linear
 
@@ -57,7 +57,7 @@ class Method:
 
 
 def _train_only(model: nn.Module, chosen: set[nn.Parameter] | None) -> int:
-    """Makes these the trainable tensors (all, for None); returns their numbers' count."""
+    """Makes these the trainable tensors (all, for None); returns how many numbers they hold."""
     for parameter in model.parameters():
         parameter.requires_grad = chosen is None or parameter in chosen
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -111,7 +111,7 @@ def bitfit(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Modu
     if options.add_biases:
         add_biases(model)
     named = model.named_parameters()
-    biases = dict.fromkeys(p for name, p in named if name.rpartition(".")[2] == "bias")
+    biases = dict.fromkeys(p for name, p in named if name.endswith("bias"))
     if not biases:
         raise UserError(
             f"bitfit: a {type(model).__name__} has no biases to train; add --add-biases (zero "
@@ -173,7 +173,8 @@ def adapters(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Mo
 
 def prompt_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """Trained rows before the token embeddings, starting as the words of `prompt_text` do."""
-    n = _n_virtual(model, options)
+    n = options.virtual_tokens
+    check_virtual(n, model.config.max_seq_len)
     adapted = SoftPrompt(model, _start_rows(model, tokenizer, options))
     count = _train_only(adapted, {adapted.table})
     return adapted, f"prompt tuning: P D = {n} x {model.config.dim:,} = {count:,}"
@@ -181,7 +182,8 @@ def prompt_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[
 
 def prefix_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """Trained keys and values before every text, starting as those of `prompt_text`."""
-    n, hidden = _n_virtual(model, options), options.prefix_hidden
+    n, hidden = options.virtual_tokens, options.prefix_hidden
+    check_virtual(n, model.config.max_seq_len)
     ids = _text_ids(tokenizer, options)
     start = prefix_of_text(model, ids if ids else [tokenizer.bos_id] * n)
     if not ids:  # random, at the size that real keys and values have
@@ -197,14 +199,6 @@ def prefix_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[
             f"{d:,} x {hidden} + {hidden} + {hidden + 1} x {each:,} = {count:,}"
         )
     return adapted, line
-
-
-def _n_virtual(model: nn.Module, options: MethodOptions) -> int:
-    n, context = options.virtual_tokens, model.config.max_seq_len
-    if not 0 < n < context:
-        raise UserError(f"--virtual-tokens {n}: must be from 1 to {context - 1}, as the context is "
-                        f"{context}; change it")  # fmt: skip
-    return n
 
 
 def _text_ids(tokenizer, options: MethodOptions) -> list[int]:

@@ -21,15 +21,11 @@ class Wrapped(nn.Module):
 
     def __init__(self, model: nn.Module, n_virtual: int):
         super().__init__()
-        left = model.config.max_seq_len - n_virtual
-        if n_virtual < 1 or left < 2:
-            raise UserError(
-                f"{n_virtual} virtual tokens in a context of {model.config.max_seq_len}: "
-                "choose at least 1, and leave room for text"
-            )
+        context = model.config.max_seq_len
+        check_virtual(n_virtual, context)
         self.model = model
         self.n_virtual = n_virtual
-        self.config = replace(model.config, max_seq_len=left)
+        self.config = replace(model.config, max_seq_len=context - n_virtual)
 
     @property
     def attention(self) -> str:
@@ -53,6 +49,13 @@ class Wrapped(nn.Module):
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
         self.model.gradient_checkpointing = on
+
+
+def check_virtual(n: int, context: int) -> None:
+    """Errors: UserError unless n virtual columns leave room for a text of two tokens."""
+    if not 1 <= n <= context - 2:
+        raise UserError(f"{n} virtual tokens: must be from 1 to {context - 2}, as the context is "
+                        f"{context}; change --virtual-tokens")  # fmt: skip
 
 
 class SoftPrompt(Wrapped):

@@ -7,6 +7,7 @@ from minillm.data.samples import (
     Splits,
     make_samples,
     read_rows,
+    rows_to_split,
     split_by_hash,
     text_field,
 )
@@ -38,6 +39,6 @@ def alpaca_splits(path: str | Path, template: Template, bad: list[str] | None = 
 
 def tinyworld_instructions(n_train: int, n_held_out: int, template: Template) -> Splits:
     """At least so many instructions about tinyworld on each side, split in the same way."""
-    rows = instructions(n_train * 6 // 5 + n_held_out * 12)
+    rows = instructions(rows_to_split(n_train, n_held_out))
     samples = [_sample(row, template, "tinyworld") for row in rows]
     return Splits(*split_by_hash(samples, "tinyworld"), [])

@@ -22,6 +22,11 @@ class Row(NamedTuple):
     tokens: Tensor
     labels: Tensor
 
+    @property
+    def n_labels(self) -> int:
+        """Tokens that are predicted; the first one never is."""
+        return int((self.labels[1:] != IGNORED).sum())
+
 
 class Batch(NamedTuple):
     """Rows padded on the right to one block: tokens and labels (B, T), real lengths (B,)."""
@@ -53,7 +58,7 @@ class Encoded:
     def summary(self) -> str:
         """One line: how many samples, tokens and supervised tokens, and what was cut or dropped."""
         tokens = sum(len(row.tokens) for row in self.rows)
-        supervised = sum(int((row.labels != IGNORED).sum()) for row in self.rows)
+        supervised = sum(row.n_labels for row in self.rows)
         shortened = f"{self.shortened} prompts shortened, " if self.shortened else ""
         return (
             f"{len(self.rows)} samples, {tokens} tokens, {supervised} supervised "
@@ -165,7 +170,7 @@ class Batches:
         self.seed = seed
         self.context = context
         self.packed = packed
-        self._epoch, self._order = -1, []  # the last one asked for: every step of it asks again
+        self._epoch, self._order = -1, []  # the one drawn last: each of its steps needs it
 
     def __len__(self) -> int:
         """Micro-batches in one epoch."""
@@ -173,10 +178,14 @@ class Batches:
 
     def order(self, epoch: int) -> list[int]:
         """Row numbers in the order of this epoch."""
+        return self.shuffled(len(self.rows), epoch)
+
+    def shuffled(self, n: int, epoch: int) -> list[int]:
+        """The numbers below n in this epoch's order."""
         if self.seed is None:
-            return list(range(len(self.rows)))
+            return list(range(n))
         stream = torch.Generator().manual_seed(stream_seed(self.seed, epoch))
-        return torch.randperm(len(self.rows), generator=stream).tolist()
+        return torch.randperm(n, generator=stream).tolist()
 
     def groups_per_epoch(self, size: int) -> int:
         """Optimizer steps in one epoch, the last of them perhaps from fewer micro-batches."""
@@ -199,9 +208,9 @@ class Batches:
         equals the one with the most labels. Unless packed, none of another epoch holds more."""
 
         def held(rows: list[Row]) -> tuple[int, int]:
-            labels = sum(int((row.labels != IGNORED).sum()) for row in rows)
             lengths = [len(row.tokens) for row in rows]
-            return sum(lengths) if self.packed else len(rows) * max(lengths), labels
+            size = sum(lengths) if self.packed else len(rows) * max(lengths)
+            return size, sum(row.n_labels for row in rows)
 
         steps = range(self.groups_per_epoch(size))
         block = self._block(max((rows for i in steps for rows in self._cut(i, size)), key=held))

@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from minillm.data import tinyworld
-from minillm.data.batches import Batches, Encoded, Row, encode_samples, stream_seed
+from minillm.data.batches import Batches, Encoded, Row, encode_samples
 from minillm.data.samples import (
     Sample,
     Splits,
     make_samples,
     read_rows,
     read_splits,
+    rows_to_split,
     split_by_hash,
     text_field,
 )
@@ -43,7 +42,7 @@ def _sample(row: dict[str, str], template: Template) -> Sample:
 
 def tinyworld_preferences(n_train: int, n_held_out: int, template: Template) -> Splits:
     """At least so many pairs about tinyworld on each side."""
-    rows = tinyworld.preferences(n_train * 6 // 5 + n_held_out * 12)
+    rows = tinyworld.preferences(rows_to_split(n_train, n_held_out))
     samples = [_sample(row, template) for row in rows]
     return Splits(*split_by_hash(samples, "tinyworld"), [])
 
@@ -68,9 +67,5 @@ class PairBatches(Batches):
 
     def order(self, epoch: int) -> list[int]:
         """Row numbers, pair after pair, in the order of this epoch."""
-        n = len(self.rows) // 2
-        pairs = range(n)
-        if self.seed is not None:
-            stream = torch.Generator().manual_seed(stream_seed(self.seed, epoch))
-            pairs = torch.randperm(n, generator=stream).tolist()
+        pairs = self.shuffled(len(self.rows) // 2, epoch)
         return [row for pair in pairs for row in (2 * pair, 2 * pair + 1)]

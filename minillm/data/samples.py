@@ -166,6 +166,11 @@ def split_by_hash(
     return train, held_out
 
 
+def rows_to_split(n_train: int, n_held_out: int) -> int:
+    """Rows enough for split_by_hash to leave so many on each side: it holds out about a tenth."""
+    return n_train * 6 // 5 + n_held_out * 12
+
+
 MIN_TEST = 200  # samples of a generated test split
 NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 
@@ -184,7 +189,7 @@ def stand_in_size(n_train: int, n_held_out: int) -> int:
 def stand_in_splits(samples: list[Sample], n_train: int, n_held_out: int) -> Splits:
     """Generated samples: the test split comes first, at least MIN_TEST of them, so that its
     samples are the same whatever the sizes asked for."""
-    n_test = stand_in_size(n_train, n_held_out) - n_train - n_held_out
+    n_test = max(n_held_out, MIN_TEST)
     test, rest = samples[:n_test], samples[n_test:]
     return Splits(rest[:n_train], rest[n_train:], test)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minillm.linear import Linear, linear, pack, round_up, unpack
+from minillm.linear import Linear, linear, pack_weights, round_up, unpack_weights
 from tests.conftest import MODELS
 
 INPUTS = {
@@ -104,9 +104,9 @@ def test_a_packed_model_computes_the_same(kind, dtype, n_rows):
     model, tokens = MODELS[kind]().to(dtype).eval(), torch.tensor([[7]]).expand(n_rows, 1)
     with torch.no_grad():
         plain = model(tokens)
-        pack(model)
+        pack_weights(model)
         packed = model(tokens)
-        unpack(model)
+        unpack_weights(model)
         error = 1e-5 if dtype == torch.float32 else 0.0
         torch.testing.assert_close(packed, plain, rtol=error, atol=error)
         assert torch.equal(model(tokens), plain)
@@ -125,7 +125,7 @@ def replaced(layer):
 def test_a_weight_that_changed_after_it_was_packed_counts(change):
     layer, x = Linear(64, 32), torch.randn(1, 64)
     with torch.no_grad():
-        pack(layer)
+        pack_weights(layer)
         layer(x)
         change(layer)
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
@@ -134,7 +134,7 @@ def test_a_weight_that_changed_after_it_was_packed_counts(change):
 @pytest.mark.usefixtures("onednn")
 def test_gradients_pass_a_packed_layer():
     layer, x = Linear(64, 32), torch.randn(3, 64)
-    pack(layer)
+    pack_weights(layer)
     with torch.no_grad():
         layer(x)
     layer(x).sum().backward()
@@ -146,7 +146,7 @@ def test_gradients_pass_a_packed_layer():
 def test_shapes_that_do_not_fit_are_refused_by_a_packed_layer(shape):
     layer = Linear(21, 33)
     with torch.no_grad():
-        pack(layer)
+        pack_weights(layer)
         layer(torch.randn(1, 21))
         with pytest.raises(RuntimeError):
             layer(torch.randn(shape))
@@ -156,7 +156,7 @@ def test_nothing_is_packed_where_there_is_no_room(monkeypatch):
     monkeypatch.setattr("minillm.linear.free_mib", lambda device: 0.01)
     layer = Linear(64, 32)
     product = layer.product
-    pack(layer)
+    pack_weights(layer)
     assert layer.product is product
 
 

@@ -60,6 +60,14 @@ def test_a_promise_about_lora_does_not_apply_to_another_method(method, bpe, tmp_
     assert ("packed" in skipped) == (method == "prompt_tuning")
 
 
+def test_the_attention_that_is_asked_for_is_the_one_that_is_proven(folder, monkeypatch):
+    seen = set()
+    watched = prove.Promise(lambda subject: seen.add(subject.model.attention) or 0.0, "watched")
+    monkeypatch.setattr(prove, "PROMISES", {"cache": watched})
+    run(folder, "--attention", "explicit")
+    assert seen == {"explicit"}
+
+
 def positions_from_zero(patch):
     plain = minillm.attention.positions
     patch.setattr(minillm.attention, "positions", lambda start, *rest: plain(0, *rest))
