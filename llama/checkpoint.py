@@ -129,14 +129,10 @@ def read_config(path: Path) -> LlamaConfig:
     """LlamaConfig of a config.json. Errors: UserError for what the model does not implement."""
     p = Fields(path)
     p.check_kind("llama")
-    rope, scaling = p.table("rope_parameters"), p.table("rope_scaling")
-    kinds = [rope.get("rope_type"), scaling.get("rope_type"), scaling.get("type")]
-    heads = p.whole("num_attention_heads")
+    rope, heads = p.rope(), p.whole("num_attention_heads")
     refused = {
-        "rope_scaling": any(kind not in (None, "default") for kind in kinds)
-        or "factor" in scaling,
         "architectures": p.get("architectures") not in (None, ["LlamaForCausalLM"]),
-        "partial_rotary_factor": p.get("partial_rotary_factor", 1.0) != 1.0,
+        "partial_rotary_factor": p.number("partial_rotary_factor", 1.0, rope) != 1.0,
         "sliding_window": p.get("sliding_window") is not None,
         "quantization_config": p.get("quantization_config") is not None,
         "attention_bias": p.get("attention_bias", False),
@@ -146,8 +142,7 @@ def read_config(path: Path) -> LlamaConfig:
     }
     for field, bad in refused.items():
         if bad:
-            found = rope if field == "rope_scaling" and rope else p.get(field)
-            raise UserError(f"{path}: {field} {found!r} is not LLaMA-2; not supported")
+            raise UserError(f"{path}: {field} {p.get(field)!r} is not LLaMA-2; not supported")
     theta = p.number("rope_theta", 10000.0, rope)
     return p.build(
         LlamaConfig,

@@ -94,8 +94,8 @@ def preference_report(
 @torch.no_grad()
 def kl_to_reference(
     model: nn.Module, dpo: DPO, tokenizer, samples: list[Sample], max_new_tokens: int, seed: int
-) -> tuple[float, float]:
-    """KL(pi || pi_ref) of whole answers in nats, and its standard error: the mean of
+) -> tuple[float, float | None]:
+    """KL(pi || pi_ref) of whole answers in nats, and its standard error (None of one): the mean of
     log pi(y) - log pi_ref(y) over answers y drawn from pi at temperature 1, one for each sample."""
     room = model.config.max_seq_len - max_new_tokens
     fitting = [shorten(sample, tokenizer, room) for sample in samples]
@@ -114,4 +114,5 @@ def kl_to_reference(
             batch = to_device(batch, device)
             found.append(sequence_logprobs(model, batch) - dpo.reference_logprobs(model, batch))
     gaps = torch.cat(found)
-    return float(gaps.mean()), float(gaps.std()) / math.sqrt(len(gaps))
+    error = float(gaps.std()) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
+    return float(gaps.mean()), error

@@ -173,7 +173,19 @@ class Fields:
     def table(self, name: str) -> dict:
         """A JSON object, {} where it is missing."""
         value = self.get(name, {})
-        return value if isinstance(value, dict) else {"rope_type": repr(value)}
+        if not isinstance(value, dict):
+            raise UserError(f"{self.path}: {name} is {value!r}, no JSON object; fix it")
+        return value
+
+    def rope(self) -> dict:
+        """`rope_parameters`, {} where there are none. Errors: UserError if they, or `rope_scaling`,
+        ask for more than RoPE as it was published."""
+        found, scaling = self.table("rope_parameters"), self.table("rope_scaling")
+        if any(value not in (None, "default") for value in scaling.values()):
+            raise UserError(f"{self.path}: rope_scaling {scaling!r} is not supported")
+        if found.get("rope_type") not in (None, "default"):
+            raise UserError(f"{self.path}: rope_parameters {found!r} are not supported")
+        return found
 
     def whole(self, name: str, default: int | None = None) -> int:
         """A positive whole number below 2^31."""

@@ -70,17 +70,20 @@ def save_adapter(
 
 def _check_complete(model: nn.Module, folder: Path) -> None:
     """Errors: UserError for what the files would leave out: tensors trained beside LoRA, LoRA under
-    a soft prompt or prefix, that a layer is switched off."""
+    a soft prompt or prefix, that a layer is switched off; and for what would not be read back."""
     layers = lora_layers(model)
     if not layers:
         return
     others = [p for name, p in model.named_parameters() if not name.endswith(LORA)]
     some_trained = len({p.requires_grad for p in others}) == 2  # all: nobody has marked any
     off = [name for name, layer in layers.items() if not layer.enabled]
+    odd = [name for name, layer in layers.items() if not layer.lora_scaling > 0]
     if isinstance(model, SoftPrompt | PrefixTuning) or some_trained:
         what = "LoRA and more is trained, and one adapter holds one method; save them apart"
     elif off:
         what = f"{off[0]} is switched off, which no file can say; switch it on"
+    elif odd:
+        what = f"{odd[0]} has an alpha that is not positive, which is not read back; change it"
     else:
         return
     raise UserError(f"{folder}: {what}")
@@ -105,7 +108,7 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> n
     if kind == "LORA":
         load_lora(model, folder, file, tensors, notes)
     elif kind in (PROMPT, PREFIX):
-        model = load_prompt(model, folder, file, tensors)
+        model = load_prompt(model, kind, file, tensors)
     elif kind == TENSORS:
         load_tensors(model, file, tensors)
     else:

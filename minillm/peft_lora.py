@@ -131,7 +131,7 @@ def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) ->
     ours = {hf: (name, heads) for name, (hf, heads) in model.hf_names().items()}
     tensors = {}
     for key, lazy in found.items():
-        if key.endswith(".base_layer.weight"):  # beside LoRA on a head PEFT writes the head itself
+        if ".base_layer." in key:  # beside LoRA on a head PEFT writes the head itself
             continue
         module, factor, end = _split(key)
         if module not in ours or end != "weight" or factor not in LORA:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt
 from minillm.errors import UserError
-from minillm.files import Fields
 from minillm.weights import LazyTensor
 
 KEY = "prompt_embeddings"
@@ -36,13 +35,12 @@ def prompt_files(adapted: SoftPrompt | PrefixTuning) -> tuple[dict[str, Tensor],
 
 
 def load_prompt(
-    model: nn.Module, folder: Path, file: Path, tensors: dict[str, LazyTensor]
+    model: nn.Module, kind: str, file: Path, tensors: dict[str, LazyTensor]
 ) -> nn.Module:
-    """The model wrapped in the soft prompt or prefix of PEFT's files.
+    """The model wrapped in the soft prompt or prefix (`kind`) of PEFT's files.
 
     Errors: UserError for a tensor that is missing or of another model's shape.
     """
-    kind = Fields(folder / "adapter_config.json").get("peft_type")
     lazy, c = tensors.get(KEY), model.config
     if kind == PROMPT:
         sizes = (c.dim,)

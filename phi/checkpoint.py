@@ -67,14 +67,12 @@ def read_config(path: Path) -> PhiConfig:
     """PhiConfig of a config.json. Errors: UserError for what the model does not implement."""
     p = Fields(path)
     p.check_kind("phi")
-    rope, scaling = p.table("rope_parameters"), p.table("rope_scaling")
-    kinds = [rope.get("rope_type"), scaling.get("rope_type"), scaling.get("type")]
+    rope = p.rope()
     heads, width = p.whole("num_attention_heads"), p.whole("hidden_size")
     refused = {
         "architectures": p.get("architectures") not in (None, ["PhiForCausalLM"]),
         "hidden_act": p.get("hidden_act", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"),
         "qk_layernorm": p.get("qk_layernorm", False),
-        "rope_scaling": any(kind not in (None, "default") for kind in kinds),
         "tie_word_embeddings": p.get("tie_word_embeddings", False),
         "quantization_config": p.get("quantization_config") is not None,
     }

@@ -58,10 +58,11 @@ def show_preferences(job: Job, dpo: DPO, held_out: list, seed: int, title: str) 
     found = preference_report(job.model, dpo, held_out, job.base.precision)
     prompts = job.data.samples[:KL_SAMPLES]
     kl, error = kl_to_reference(job.model, dpo, job.base.tokenizer, prompts, KL_TOKENS, seed)
+    shown = "" if error is None else f" +- {error:.2f}"
     print(
         f"{title:>8}: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%}, margin "
         f"{found['margin']:.3f}, better one likelier {found['likelier']:.1%} of {found['n']} "
-        f"pairs; KL to the reference {kl:.2f} +- {error:.2f} nats an answer (up to {KL_TOKENS} "
+        f"pairs; KL to the reference {kl:.2f}{shown} nats an answer (up to {KL_TOKENS} "
         f"tokens of each of {len(prompts)})", flush=True,
     )  # fmt: skip
     return found | {"kl": kl, "kl_error": error, "kl_n": len(prompts), "kl_tokens": KL_TOKENS}

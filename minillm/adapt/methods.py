@@ -174,7 +174,7 @@ def adapters(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Mo
 def prompt_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """Trained rows before the token embeddings, starting as the words of `prompt_text` do."""
     n = options.virtual_tokens
-    check_virtual(n, model.config.max_seq_len)
+    check_virtual(model, n)
     adapted = SoftPrompt(model, _start_rows(model, tokenizer, options))
     count = _train_only(adapted, {adapted.table})
     return adapted, f"prompt tuning: P D = {n} x {model.config.dim:,} = {count:,}"
@@ -183,7 +183,7 @@ def prompt_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[
 def prefix_tuning(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """Trained keys and values before every text, starting as those of `prompt_text`."""
     n, hidden = options.virtual_tokens, options.prefix_hidden
-    check_virtual(n, model.config.max_seq_len)
+    check_virtual(model, n)
     ids = _text_ids(tokenizer, options)
     start = prefix_of_text(model, ids if ids else [tokenizer.bos_id] * n)
     if not ids:  # random, at the size that real keys and values have

@@ -21,11 +21,10 @@ class Wrapped(nn.Module):
 
     def __init__(self, model: nn.Module, n_virtual: int):
         super().__init__()
-        context = model.config.max_seq_len
-        check_virtual(n_virtual, context)
+        check_virtual(model, n_virtual)
         self.model = model
         self.n_virtual = n_virtual
-        self.config = replace(model.config, max_seq_len=context - n_virtual)
+        self.config = replace(model.config, max_seq_len=model.config.max_seq_len - n_virtual)
 
     @property
     def attention(self) -> str:
@@ -51,8 +50,12 @@ class Wrapped(nn.Module):
         self.model.gradient_checkpointing = on
 
 
-def check_virtual(n: int, context: int) -> None:
-    """Errors: UserError unless n virtual columns leave room for a text of two tokens."""
+def check_virtual(model: nn.Module, n: int) -> None:
+    """Errors: UserError unless n virtual columns leave room for a text of two tokens, or if the
+    model has such columns already."""
+    if isinstance(model, Wrapped):
+        raise UserError("the model has a soft prompt or a prefix already; wrap the plain one")
+    context = model.config.max_seq_len
     if not 1 <= n <= context - 2:
         raise UserError(f"{n} virtual tokens: must be from 1 to {context - 2}, as the context is "
                         f"{context}; change --virtual-tokens")  # fmt: skip

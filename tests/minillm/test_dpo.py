@@ -119,6 +119,13 @@ def test_a_short_run_prefers_the_better_answers(tmp_path):
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
 
 
+def test_of_one_held_out_pair_the_kl_has_no_error(tmp_path):
+    script.main(["--samples", "2", "--held-out", "1", "--layers", "1", "--max-iters", "1",
+                 "--no-save", "--out-dir", str(tmp_path / "run")])  # fmt: skip
+    text = (tmp_path / "run" / "preferences.json").read_text()
+    assert json.loads(text)["after"]["kl_error"] is None and "NaN" not in text
+
+
 def test_broken_pairs_are_left_out_where_asked(tmp_path, capsys):
     from minillm.data.tasks import TASKS
 

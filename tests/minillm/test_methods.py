@@ -313,6 +313,15 @@ def test_virtual_tokens_that_fill_the_context_are_refused(method, tokenizer):
         adapt(Llama(small_config()), tokenizer, method, MethodOptions(virtual_tokens=127))
 
 
+@pytest.mark.parametrize("first", ["prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("second", ["prompt_tuning", "prefix_tuning"])
+def test_a_second_soft_prompt_or_prefix_is_refused(first, second, tokenizer):
+    options = MethodOptions(virtual_tokens=4)
+    model, _ = adapt(Llama(small_config()), tokenizer, first, options)
+    with pytest.raises(UserError, match="already; wrap the plain one"):
+        adapt(model, tokenizer, second, options)
+
+
 def test_every_row_of_a_soft_prompt_comes_from_its_own_token(bpe):
     model = sharp(GPT2(small_gpt2(vocab_size=bpe.vocab_size)))
     adapted, _ = adapt(model, bpe, "prompt_tuning", MethodOptions(virtual_tokens=6))

@@ -247,6 +247,15 @@ def test_an_adapter_of_pefts_on_the_head_loads(base, tmp_path):
     torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("alpha", [-7, 0])
+def test_an_alpha_that_would_not_be_read_back_is_not_saved(alpha, base, tmp_path):
+    model = load_llama(base)[0]
+    add_lora(model, ("wq",), rank=4, alpha=alpha)
+    with pytest.raises(UserError, match="alpha"):
+        save_adapter(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_alpha_is_written_as_it_was_given(base, tmp_path):
     model = load_llama(base)[0]
     add_lora(model, ("wq",), rank=25, alpha=7)

@@ -8,6 +8,7 @@ import transformers
 from safetensors.torch import load_file
 
 from minillm.errors import UserError
+from minillm.peft_format import load_adapter
 from phi import Phi, PhiConfig, load_phi, save_phi
 from tests.conftest import sharp
 from tools import evaluate, generate, prove
@@ -77,6 +78,7 @@ def test_the_first_layers_alone_are_read(folder):
 @pytest.mark.parametrize("change", [{"model_type": "gpt2"}, {"qk_layernorm": True},
                          {"partial_rotary_factor": 0.01}, {"hidden_act": "relu"},
                          {"rope_scaling": {"type": "linear", "factor": 2.0}},
+                         {"rope_scaling": {"type": "default", "rope_theta": 77.0}},
                          {"num_attention_heads": 7}, {"architectures": ["PhiModel"]}])  # fmt: skip
 def test_a_config_that_is_not_phi_is_refused(folder, change):
     config = json.loads((folder / "config.json").read_text())
@@ -102,3 +104,17 @@ def test_it_is_fine_tuned_generated_from_and_measured_as_the_others(folder, tmp_
 
 def test_every_promise_holds_on_it(folder):
     assert all(finding.holds for finding in prove.main(["--checkpoint", str(folder)]))
+
+
+def test_an_adapter_of_pefts_on_the_head_loads(folder, tmp_path):
+    """Beside it PEFT writes the head itself, weight and bias."""
+    peft = pytest.importorskip("peft")
+    peer = transformers.PhiForCausalLM.from_pretrained(folder)
+    settings = peft.LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM",
+                               init_lora_weights=False)  # fmt: skip
+    peer = peft.get_peft_model(peer, settings).eval()
+    peer.save_pretrained(tmp_path / "adapter")
+    model = load_adapter(load_phi(folder)[0].eval(), tmp_path / "adapter")
+    tokens = torch.randint(model.config.vocab_size, (2, 48))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=2e-4, rtol=0)
