@@ -88,8 +88,8 @@ def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
         print(f"warning: {where}: no tokenizer beside it; {use} (add --tokenizer)", file=sys.stderr)
     elif not 0 <= vocab_size - tokenizer.vocab_size < 1024:
         raise UserError(
-            f"{tokenizer.path}: the tokenizer has {tokenizer.vocab_size} pieces, the model in "
-            f"{where} {vocab_size}; give the tokenizer that it was trained with (--tokenizer)"
+            f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model {vocab_size}; "
+            f"give the one it was trained with by --tokenizer, in place of {tokenizer.path}"
         )
 
 
