@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -149,44 +150,43 @@ def add_model_flags(parser: Parser) -> argparse._ArgumentGroup:
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    return int(_within(int(text), 1, 2**53, "a whole number of at least 1"))
+    return int(_within(text, int, 1, 2**53, "a whole number of at least 1"))
 
 
 def whole(text: str) -> int:
     """A whole number from 0 on, such as a seed."""
-    return int(_within(int(text), 0, 2**53, "a whole number from 0 on"))
+    return int(_within(text, int, 0, 2**53, "a whole number from 0 on"))
 
 
 def amount(text: str) -> float:
     """A finite number of at least 0."""
-    return _within(float(text), 0.0, sys.float_info.max, "a number of at least 0")
+    return _within(text, float, 0.0, sys.float_info.max, "a number of at least 0")
 
 
 def above_zero(text: str) -> float:
     """A finite number above 0."""
-    return _within(float(text), sys.float_info.min, sys.float_info.max, "a number above 0")
+    return _within(text, float, sys.float_info.min, sys.float_info.max, "a number above 0")
 
 
 def share(text: str) -> float:
     """A number from 0 up to, not including, 1."""
-    return _within(float(text), 0.0, 1 - 2**-53, "a number from 0 to below 1")
+    return _within(text, float, 0.0, 1 - 2**-53, "a number from 0 to below 1")
 
 
 def several(kind: Callable[[str], object]) -> Callable[[str], list]:
     """Values of a kind with commas between."""
-
-    def values(text: str) -> list:
-        try:
-            return [kind(part.strip()) for part in text.split(",")]
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r}: numbers with commas between") from None
-
-    return values
+    return lambda text: [kind(part.strip()) for part in text.split(",")]
 
 
-def _within(value: float, low: float, high: float, wanted: str) -> float:
+def _within(
+    text: str, kind: type[int] | type[float], low: float, high: float, wanted: str
+) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
     if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{value} is not {wanted}")
+        raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
     return value
 
 

@@ -6,6 +6,7 @@ frame between the script and the softmax). Exit codes: 0 done, 1 our bug, 2 the 
 """
 
 import bdb
+import os
 import signal
 import sys
 import threading
@@ -40,14 +41,18 @@ def friendly_errors():
     kept = signal.signal(signal.SIGTERM, _stop) if in_main else None
     try:
         yield
+        sys.stdout.flush()  # what fails here would be told after the end, in four lines
+    except BrokenPipeError:  # of `| head`: nobody reads on, and Python's last flush must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (UserError, NumericError, OSError, MemoryError, KeyboardInterrupt, Interrupted) as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
         print(_one_line(error), file=sys.stderr)
         sys.exit(_exit_code(error))
+    except bdb.BdbQuit:  # q in the debugger
+        raise
     except Exception as error:
-        if isinstance(error, bdb.BdbQuit):  # q in the debugger
-            raise
         message = str(error).splitlines()[0] if str(error) else ""
         no_memory = "out of memory" in message.lower() or "can't allocate" in message
         if not no_memory or "--debug" in sys.argv:

@@ -90,7 +90,8 @@ def show_memory(memory: dict) -> None:
     print(f"  {'KV cache of ' + str(memory['columns']) + ' columns':<24}{predicted:12.1f}"
           f"{measured:12.1f}")  # fmt: skip
     blocks = [f"{mib:.1f}" for name, mib in memory["activations of"].items() if "block" in name]
-    print(f"  activations of the blocks: {', '.join(blocks)}")
+    if blocks:
+        print(f"  activations of the blocks: {', '.join(blocks)}")
 
 
 def conclude(

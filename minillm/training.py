@@ -55,6 +55,7 @@ def train(
     keep_freed_memory(precision.device)
     if settings.compile:
         loss_fn = torch.compile(loss_fn)
+    model.train()  # before the optimizer: it must hold the weights, not what LoRA has merged
     optimizer, scaler = make_optimizer(model, settings), precision.scaler()
     progress = restore(run, model, optimizer, scaler)
     epoch = batches.groups_per_epoch(settings.accumulation_steps)
@@ -63,7 +64,6 @@ def train(
     last_step = min(groups, settings.max_iters or groups)
     if progress.before is None and held_out is not None:
         progress.before = evaluate(model, loss_fn, held_out, precision)
-    model.train()
     ended = progress.step >= last_step or out_of_patience(progress, settings)
     if ended:
         print(f"already complete: {progress.step} of {last_step} steps", flush=True)

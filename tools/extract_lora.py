@@ -212,6 +212,7 @@ def main(argv=None) -> list[dict]:
         args.task, args.data, template, tokenizer, args.held_out, min(args.max_length, context)
     )
     print(f"held out: {held_out.summary()}")
+    everything = sum_of_squares(differences(base, tuned))
     batches = list(Batches(held_out.rows, 8, tokenizer.pad_id, None, context))
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "extract-lora")
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,7 +221,6 @@ def main(argv=None) -> list[dict]:
         return evaluate(model, token_loss, batches, precision)
 
     before, after = loss(), loss(tuned)
-    everything = sum_of_squares(differences(base, tuned))
     targets = args.targets or linear_layers(base)
     ranks = [*args.ranks, args.rank]
     changes = find_changes(base.train().requires_grad_(False), tuned, targets, max(ranks))

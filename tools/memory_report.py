@@ -172,7 +172,7 @@ def table_1(results: dict, found: dict) -> str:
     for feature in FEATURES:
         both = pairs(times, feature)
         sides = [[times[c] for c in side] for side in zip(*both, strict=True)] or [[], []]
-        cells.append(change(*sides, 0.05))
+        cells.append(change(*sides, 0.05) if sides[0] else "not measured")
     lines.append(["computation (time)", *cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

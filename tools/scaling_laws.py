@@ -148,8 +148,12 @@ def about_a_budget(budget: float) -> dict:
 
 def main(argv=None) -> dict:
     args = parse_args(argv)
-    if args.flops is None and None in (args.params, args.tokens):
+    if (args.params is None) != (args.tokens is None):
+        raise UserError("--params and --tokens: one says nothing without the other; give both")
+    if args.flops is None and args.params is None:
         raise UserError("--params and --tokens, or --flops: give one of the two")
+    if args.lower and args.params is None:
+        raise UserError("--lower: the loss of which model? add --params and --tokens")
     if args.grow and args.lower is None:
         raise UserError("--grow: for which compute? add --lower, or leave it out")
     found = {}

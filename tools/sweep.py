@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minillm.cli import Parser, amount, positive, settings_of, several
+from minillm.cli import Parser, above_zero, amount, positive, settings_of, several
 from minillm.data.templates import find_template
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_json
@@ -51,8 +51,9 @@ def parse_args(argv=None):
         help="base (default: tiny-gpt2)")  # fmt: skip
     add("--layers", type=positive, help="keep only the first N layers")
     add("--data", help="Rotten Tomatoes' files (default: tinyworld's reviews)")
-    add("--ranks", type=several(positive), default=[16, 128, 196],
-        help="LoRA ranks, with alpha four times the rank (default: 16,128,196)")  # fmt: skip
+    add("--ranks", type=several(positive), default=[16, 128, 196], help="LoRA ranks")
+    add("--alpha", type=above_zero,
+        help="LoRA's alpha, the same for all ranks (default: four times each rank)")  # fmt: skip
     add("--lrs", type=several(amount), help="learning rate of each rank, or one for all")
     add("--templates", default="reviews,reviews-short",
         help="prompts: the first for all cells, the others also at the middle rank")  # fmt: skip
@@ -75,26 +76,33 @@ def own_flags(
         lrs = TINY["lrs"]
     if lrs is not None and len(lrs) not in (1, n_ranks):
         raise UserError(f"--lrs: {len(lrs)} for {n_ranks} ranks; give one for each")
+    own = [flag for flag in flags if flag.partition("=")[0] in ("--alpha", "--rank", "--template")]
+    if own:
+        raise UserError(f"--train-flags {own[0]}: cells have their own; use the sweep's flag")
     return lrs, flags, split_flags(full, "--full-flags")
 
 
 def plan(
-    ranks: list[int], lrs: list[float] | None, templates: list[str], full_flags: list[str]
-) -> dict[str, list[str]]:
-    """The flags of each cell, by its title: the rows of the course's three tables."""
+    ranks: list[int], lrs: list[float] | None, templates: list[str], full_flags: list[str],
+    alpha: float | None = None,
+) -> dict[str, list[str]]:  # fmt: skip
+    """The flags of each cell, by its title: the rows of the course's three tables. `alpha` is that
+    of all ranks, four times each rank's if None."""
     lrs = lrs * len(ranks) if lrs and len(lrs) == 1 else lrs
     lr_of = dict(zip(ranks, lrs, strict=True)) if lrs else {}
 
-    def lora(rank: int, alpha: int, template: str = templates[0]) -> list[str]:
-        flags = ["--rank", str(rank), "--alpha", str(alpha), "--template", template]
+    alphas = {rank: alpha or 4 * rank for rank in ranks}
+
+    def lora(rank: int, alpha: float, template: str = templates[0]) -> list[str]:
+        flags = ["--rank", str(rank), "--alpha", f"{alpha:g}", "--template", template]
         return [*flags, "--lr", str(lr_of[rank])] if lrs else flags
 
-    middle = ranks[len(ranks) // 2]
-    cells = {f"LoRA r {rank}, alpha {4 * rank}": lora(rank, 4 * rank) for rank in ranks}
+    first, middle = ranks[0], ranks[len(ranks) // 2]
+    cells = {f"LoRA r {rank}, alpha {alphas[rank]:g}": lora(rank, alphas[rank]) for rank in ranks}
     cells["full fine-tuning"] = ["--rank", "0", "--template", templates[0], *full_flags]
-    cells[f"LoRA r {ranks[0]}, alpha {16 * ranks[0]}"] = lora(ranks[0], 16 * ranks[0])
+    cells[f"LoRA r {first}, alpha {4 * alphas[first]:g}"] = lora(first, 4 * alphas[first])
     for template in templates[1:]:
-        cells[f"LoRA r {middle}, prompt {template}"] = lora(middle, 4 * middle, template)
+        cells[f"LoRA r {middle}, prompt {template}"] = lora(middle, alphas[middle], template)
     return cells
 
 
@@ -105,6 +113,13 @@ def measure(flags: list[str], folder: Path) -> dict:
     rows = read_json(folder / "evaluation-test" / "generation" / "predictions.json")
     right = [row["true label"] == row["predicted label"] for row in rows]
     return {"report": report["generation"], "right": right}
+
+
+def scale_of(settings: dict) -> float | None:
+    """How much LoRA's update counts in a run, None without LoRA."""
+    if not settings["rank"]:
+        return None
+    return settings["alpha"] / settings["rank"] ** (0.5 if settings.get("rslora") else 1)
 
 
 def train_and_measure(folder: Path, flags: list[str], measured: list[str]) -> dict:
@@ -120,7 +135,7 @@ def train_and_measure(folder: Path, flags: list[str], measured: list[str]) -> di
         results["last"] = measure([flag, str(last), *measured], last)
     began, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
     return results | {
-        "lr": began["lr"], "scale": began["alpha"] / began["rank"] if began["rank"] else None,
+        "lr": began["lr"], "scale": scale_of(began),
         "trainable": f"{summary['trainable']:,}, "
                      f"{summary['trainable'] / summary['parameters']:.2%} of all",
         "steps": len(rows), "best held-out loss": min(held_out),
@@ -178,7 +193,7 @@ def main(argv=None) -> dict[str, dict]:
     templates = args.templates.split(",")
     for template in templates:
         find_template(template, "text")
-    cells = plan(args.ranks, lrs, templates, full_flags)
+    cells = plan(args.ranks, lrs, templates, full_flags, args.alpha)
     settings = settings_of(args) | {"cells": cells, "train-flags": train_flags}
     folder = open_experiment(args.out_dir, settings)
     common = ["--task", "rotten_tomatoes", "--device", args.device,

@@ -30,9 +30,12 @@ def parse_args(argv=None):
         help="of embeddings, attention weights and both branches of every block")  # fmt: skip
     parser.set_defaults(  # near the course's: its samples, batch, lr and decay
         task="rotten_tomatoes", samples=5000, held_out=1066, epochs=2, alpha=64,
-        batch_size=4, accumulation_steps=32, weight_decay=0.1, eval_every=10,
+        batch_size=4, accumulation_steps=32, weight_decay=0.1,
     )  # fmt: skip
-    return parse(parser, argv, LR)
+    args = parse(parser, argv, LR)
+    if args.patience is None and args.eval_every is None:
+        args.eval_every = 10
+    return args
 
 
 def main(argv=None) -> tuple[float, float] | None:

@@ -138,8 +138,8 @@ class LoRALinear(Linear):
         self.lora_B.copy_(b)
 
     def delta(self) -> Tensor:
-        """The update as a matrix (out_features, in_features)."""
-        a, b = self.factors()
+        """The update as a matrix (out_features, in_features), in fp32 or better."""
+        a, b = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in self.factors())
         return self.lora_scaling * (b @ a)
 
     # inference_mode(False): a tensor born in inference mode could never meet autograd again
@@ -151,7 +151,8 @@ class LoRALinear(Linear):
         base, a, b = self.weight, self.lora_A.detach().clone(), self.lora_B.detach().clone()
         # summed in fp32 and rounded once: in bf16, W + small loses most of small
         with torch.autocast(base.device.type, enabled=False):
-            merged = (base.to(a.dtype) + self.delta()).to(base.dtype)
+            delta = self.delta()
+            merged = (base.to(delta.dtype) + delta).to(base.dtype)
         host = _to_host(base.data) if base.is_cuda else None  # may fail: before anything changes
         self._set_aside.append(base)
         self.weight = nn.Parameter(merged, base.requires_grad)

@@ -26,6 +26,7 @@ class MethodOptions:
     targets: tuple[str, ...] = ()  # lora: layers, or slices of fused ones
     rank: int = 16
     alpha: float = 32
+    rslora: bool = False  # lora: alpha counts over sqrt(rank), not rank (Kalajdzievski 2023)
     lora_dropout: float = 0.05
     bottleneck: int = 16  # adapters: width
     virtual_tokens: int = 20  # prompt_tuning, prefix_tuning: columns
@@ -71,18 +72,18 @@ def full(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module
 def last_layer(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """The vocabulary projection. Tied, it is the token embedding as well, and both ends of the
     model move; `untie` trains a copy of its own instead."""
-    c = model.config
-    tied = c.tied_head
-    if tied and options.untie:
+    c, what = model.config, "the head"
+    if options.untie:
         untie_head(model)
-    count = _train_only(model, {model.vocabulary_head.weight})
-    if not tied:
-        what = "the head"
-    elif options.untie:
         what = "a copy of the tied head, which adds as many; the embedding stays"
-    else:
+    elif c.tied_head:
         what = "the tied head, which is the token embedding too: both ends of the model train"
-    return model, f"last layer, {what}: V D = {c.vocab_size:,} x {c.dim:,} = {count:,}"
+    head = model.vocabulary_head
+    count, bias = _train_only(model, set(head.parameters())), getattr(head, "bias", None)
+    sizes = f"V D = {c.vocab_size:,} x {c.dim:,}"
+    if bias is not None:
+        sizes = f"V D + V = {c.vocab_size:,} x {c.dim:,} + {c.vocab_size:,}"
+    return model, f"last layer, {what}: {sizes} = {count:,}"
 
 
 def untie_head(model: nn.Module) -> None:
@@ -130,15 +131,18 @@ def add_biases(model: nn.Module) -> None:
 
 def lora(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """Low-rank updates of the named layers. Errors: UserError as add_lora, and for alpha 0."""
-    rank, alpha = options.rank, options.alpha
+    rank, alpha, counted = options.rank, options.alpha, ""
     if alpha == 0:
         raise UserError("--alpha 0: the update would count for nothing; give a positive number")
+    if options.rslora:
+        counted = f"{alpha:g} x sqrt(rank) = "
+        alpha *= rank**0.5
     n_layers = add_lora(model, options.targets, rank, alpha, options.lora_dropout)
     mark_only_lora_as_trainable(model)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     where = f"{n_layers} layers ({', '.join(options.targets)})"
     return model, (
-        f"LoRA rank {rank}, alpha {alpha:g} (scale {alpha / rank:g}) on {where}: sum of "
+        f"LoRA rank {rank}, alpha {counted}{alpha:g} (scale {alpha / rank:g}) on {where}: sum of "
         f"r (in + out) = {_lora_sum(model, rank)} = {count:,}"
     )
 

@@ -230,9 +230,14 @@ def read_csv_rows(path: Path) -> Rows:
         try:
             for row in reader:
                 empty = False
+                where = f"{path}:{reader.line_num}"
+                if None in row:  # where DictReader puts what it has no column for
+                    yield UserError(f"{where}: more fields than the header has columns; put those "
+                                    "that hold commas in quotes, or remove it"), where  # fmt: skip
+                    continue
                 lines = {k: v.replace("\r\n", "\n") if isinstance(v, str) else v
                          for k, v in row.items()}  # fmt: skip
-                yield lines, f"{path}:{reader.line_num}"
+                yield lines, where
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: broken CSV ({error}); fix it") from None
         except UnicodeDecodeError:

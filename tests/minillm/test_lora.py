@@ -93,6 +93,14 @@ def test_1000_toggles_with_training_between_leave_the_base_bit_identical(dtype):
     assert torch.equal(layer.train().weight, base)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_factors_in_16_bits_are_merged_in_fp32_and_rounded_once(dtype):
+    layer = trained_layer().to(dtype)
+    a, b, base = (x.detach().float() for x in (layer.lora_A, layer.lora_B, layer.weight))
+    expected = (base + layer.lora_scaling * (b @ a)).to(dtype)
+    assert torch.equal(layer.eval().weight, expected)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [*zip(DTYPES, (1e-5, 0.1, 0.01), strict=True)])
 def test_merged_and_unmerged_outputs_agree(model, dtype, tolerance):
     model.to(dtype)

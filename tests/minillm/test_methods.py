@@ -297,6 +297,24 @@ def test_the_formula_names_the_trainable_count(kind, tokenizer):
         assert f"{count:,}" in line, case
 
 
+def test_rslora_counts_alpha_over_the_root_of_the_rank(tokenizer):
+    options = MethodOptions(targets=("wq",), rank=9, alpha=6, rslora=True)
+    model, line = adapt(Llama(small_config()), tokenizer, "lora", options)
+    assert model.layers[0].attention.wq.lora_scaling == pytest.approx(6 / 3)
+    assert "alpha 6 x sqrt(rank) = 18 (scale 2)" in line
+
+
+def test_the_last_layer_is_all_of_it_where_it_has_a_bias(bpe):
+    model, line = adapt(MODELS["phi"](), bpe, "last_layer", MethodOptions())
+    assert model.lm_head.bias.requires_grad and model.lm_head.weight.requires_grad
+    assert "V D + V" in line
+
+
+def test_there_is_nothing_to_untie_where_nothing_is_tied(tokenizer):
+    with pytest.raises(UserError, match="not tied"):
+        adapt(Llama(small_config()), tokenizer, "last_layer", MethodOptions(untie=True))
+
+
 def test_bitfit_on_a_model_without_biases_says_so(tokenizer):
     with pytest.raises(UserError, match="--add-biases"):
         adapt(Llama(small_config()), tokenizer, "bitfit", MethodOptions())

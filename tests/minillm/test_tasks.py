@@ -137,6 +137,18 @@ def test_of_a_folder_no_more_is_read_than_is_asked_for(tmp_path):
         TASKS["cnn_dailymail"].splits(tmp_path, SUMMARY, 50, 3, n_enough=50)
 
 
+def test_a_csv_row_of_too_many_fields_is_told_with_its_line(tmp_path):
+    """A comma that is not in quotes would make part of the article its summary."""
+    path = write_csv(tmp_path / "a.csv", [article(i) for i in range(40)])
+    with path.open("a") as file:
+        file.write("Hello, this is an article.,Its summary.,5\n")
+    with pytest.raises(UserError, match=r"a.csv:\d+: more fields"):
+        TASKS["cnn_dailymail"].read(path, SUMMARY)
+    bad = []
+    splits = TASKS["cnn_dailymail"].read(path, SUMMARY, bad)
+    assert len(bad) == 1 and sum(map(len, vars(splits).values())) == 40
+
+
 def test_one_file_is_split_by_a_hash_of_its_rows(tmp_path):
     rows = [article(i) for i in range(300)]
     path = write_csv(tmp_path / "a.csv", rows)
@@ -200,6 +212,18 @@ def test_passages_give_a_line_and_are_split_by_place(tmp_path):
     assert max(numbers[0]) <= min(numbers[1]) and max(numbers[1]) <= min(numbers[2])
     texts = "".join(s.row for side in vars(splits).values() for s in side)
     assert all(f"line {i} of" in texts for i in range(200))
+
+
+def test_plays_with_casts_of_their_own_are_not_torn_apart(tmp_path):
+    """What is trained on and what is measured share no play, though none ends at 80 %."""
+    casts = {0: 415, 1: 50, 2: 35}  # play: speeches
+    text = "\n".join(f"{'ABCDE'[i % 5]} OF {play}:\nline {i} of play {play}\nand so on.\n"
+                     for play, n in casts.items() for i in range(n))  # fmt: skip
+    (tmp_path / "plays.txt").write_text(text)
+    splits = TASKS["shakespeare"].read(tmp_path / "plays.txt", TEMPLATES["complete"])
+    train, *others = ("".join(s.row for s in side) for side in vars(splits).values())
+    assert "of play 0" in train and "of play 1" not in train
+    assert all("of play 0" not in text for text in others)
 
 
 def test_a_verse_that_ends_in_a_colon_is_no_name(tmp_path):

@@ -174,6 +174,13 @@ def test_a_loss_that_is_no_number_stops_the_run():
         train(model, token_loss, Batches(ragged_rows(2), 1, 0), None, TrainSettings(), FP32)
 
 
+def test_a_model_in_eval_mode_trains_its_weights_and_not_their_merged_copies():
+    model = lora_model().eval().requires_grad_(True)
+    before = model.layers[0].attention.wq.train().weight.clone()
+    train(model.eval(), token_loss, Batches(ragged_rows(2), 1, 0), None, TrainSettings(), FP32)
+    assert not torch.equal(model.train().layers[0].attention.wq.weight, before)
+
+
 def test_a_step_with_merged_layers_is_refused():
     """A merged forward gives A and B no gradient, and would train nothing, silently."""
 

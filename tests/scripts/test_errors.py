@@ -130,6 +130,13 @@ def test_the_process_itself_ends_with_code_2_and_no_traceback():
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
 
 
+def test_a_reader_who_leaves_as_head_does_ends_it_without_a_word():
+    command = [sys.executable, ROOT / "tools" / "lora_budget.py", "--init", "gpt2"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    assert child.communicate()[1] == b"" and child.returncode == 141
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [(UserError("x: y; z"), 2), (NumericError("nan"), 3), (KeyboardInterrupt(), 130),

@@ -195,8 +195,21 @@ def test_a_sweep_has_the_rows_of_the_courses_tables():
     assert cells["LoRA r 128, prompt reviews-short"][-2:] == ["--lr", "0.001"]
 
 
+def test_a_sweep_of_one_alpha_gives_it_to_every_rank():
+    cells = sweep.plan([8, 32], None, ["reviews"], [], alpha=16)
+    assert [*cells] == ["LoRA r 8, alpha 16", "LoRA r 32, alpha 16", "full fine-tuning",
+                        "LoRA r 8, alpha 64"]  # fmt: skip
+
+
+def test_patience_counts_epochs_unless_told_otherwise():
+    assert finetune_gpt2.parse_args([]).eval_every == 10
+    assert finetune_gpt2.parse_args(["--patience", "2"]).eval_every is None
+    assert finetune_gpt2.parse_args(["--patience", "2", "--eval-every", "5"]).eval_every == 5
+
+
 @pytest.mark.parametrize("flags", [["--templates", "reviews,poem"], ["--ranks", "8,x"],
-                                   ["--lrs", "1e-3,1e-4"]])  # fmt: skip
+                                   ["--lrs", "1e-3,1e-4"],
+                                   ["--train-flags", "--alpha 8"]])  # fmt: skip
 def test_a_sweep_refuses_what_it_cannot_do_before_its_first_cell(flags, tmp_path):
     with pytest.raises(UserError):
         sweep.main(["--out-dir", str(tmp_path / "s"), *flags])

@@ -90,6 +90,12 @@ def test_what_does_not_fit_is_marked_and_what_is_predicted_too(results):
     assert first == "x 493 p" and second == "197 p"
 
 
+def test_a_time_that_was_not_measured_is_not_told_as_unchanged(results):
+    predicted = {c: {"predicted": memory(c), "free": 1e6, "fits": True} for c in results}
+    table = table_1(predicted, {c: memory(c) for c in results})
+    assert row(table, "computation") == ["not measured"] * 5
+
+
 def test_a_cell_that_ran_out_of_memory_is_a_result(results):
     cell = Cell(False, False, False, False)
     results[cell] = {"predicted": memory(cell), "free": 600.0, "fits": True, "failed": "out of"}

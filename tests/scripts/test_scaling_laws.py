@@ -45,6 +45,12 @@ def test_more_epochs_are_worth_half_as_much_each():
     assert more_epochs(8.0, effective_tokens(8.0, 2.3)) == pytest.approx(2.3)
 
 
+@pytest.mark.parametrize("flags", ["--params 1e9 --flops 1e20", "--lower 1% --flops 1e20"])
+def test_half_a_question_is_refused(flags):
+    with pytest.raises(UserError, match="--params"):
+        scaling_laws.main(flags.split())
+
+
 def test_what_no_data_reaches_is_unreachable():
     with pytest.raises(UserError, match="unreachable"):
         scaling_laws.main([*COURSE, "--lower", "0.02"])
