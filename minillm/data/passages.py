@@ -5,6 +5,7 @@ The text is split by place, not by line (about the first 80 % train, the next 10
 rest test), because the lines of one scene know each other; between plays if one ends near there.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import islice, pairwise
 from pathlib import Path
@@ -48,16 +49,18 @@ def read_passages(
 def _border(lines: list[str], share: float, reach: float) -> int:
     """The line where that share of them ends or, within `reach` of it, the speech at which the
     fewest speakers go on: a play's first if one begins there, else a scene's. Whoever speaks in
-    the 3 % of the lines before it and in the 3 % from it on goes on."""
-    n, aim = len(lines), round(share * len(lines))
-    speeches = [i for i in range(n) if _is_name(lines, i)]
+    the 3 % of all speeches before it and in the 3 % from it on goes on."""
+    aim = round(share * len(lines))
+    speeches = [i for i in range(len(lines)) if _is_name(lines, i)]
+    speakers = [lines[i] for i in speeches]
+    window = math.ceil(0.03 * len(speeches))
 
-    def go_on(i: int) -> int:
-        before = {lines[j] for j in speeches if i - 0.03 * n <= j < i}
-        return len(before & {lines[j] for j in speeches if i <= j < i + 0.03 * n})
+    def go_on(n: int) -> int:
+        return len({*speakers[max(0, n - window) : n]} & {*speakers[n : n + window]})
 
-    near = [i for i in speeches if abs(i - aim) <= reach * n]
-    return min(near, key=lambda i: (go_on(i), abs(i - aim)), default=aim)
+    near = [n for n, i in enumerate(speeches) if abs(i - aim) <= reach * len(lines)]
+    best = min(near, key=lambda n: (go_on(n), abs(speeches[n] - aim)), default=None)
+    return aim if best is None else speeches[best]
 
 
 def _passages(lines: list[str]) -> Iterable[list[str]]:
