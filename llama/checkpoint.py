@@ -142,7 +142,8 @@ def read_config(path: Path) -> LlamaConfig:
     }
     for field, bad in refused.items():
         if bad:
-            raise UserError(f"{path}: {field} {p.get(field)!r} is not LLaMA-2; not supported")
+            found = rope.get(field, p.get(field))
+            raise UserError(f"{path}: {field} {found!r} is not LLaMA-2; not supported")
     theta = p.number("rope_theta", 10000.0, rope)
     return p.build(
         LlamaConfig,

@@ -2,11 +2,12 @@
 
 A script runs its main under `with friendly_errors():` (a context manager, so that it adds no
 frame between the script and the softmax). Exit codes: 0 done, 1 our bug, 2 the user's to fix,
-3 numeric failure, 130 interrupted, 143 told to stop (SIGTERM).
+3 numeric failure, 130 interrupted, 141 nobody reads on (`| head`), 143 told to stop (SIGTERM).
 """
 
 import bdb
 import os
+import select
 import signal
 import sys
 import threading
@@ -41,13 +42,12 @@ def friendly_errors():
     kept = signal.signal(signal.SIGTERM, _stop) if in_main else None
     try:
         yield
-        sys.stdout.flush()  # what fails here would be told after the end, in four lines
-    except BrokenPipeError:  # of `| head`: nobody reads on, and Python's last flush must not fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        _flush()  # what fails here would be told after the end, in four lines
     except (UserError, NumericError, OSError, MemoryError, KeyboardInterrupt, Interrupted) as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            sys.exit(128 + signal.SIGPIPE)
         print(_one_line(error), file=sys.stderr)
         sys.exit(_exit_code(error))
     except bdb.BdbQuit:  # q in the debugger
@@ -64,8 +64,25 @@ def friendly_errors():
         print(f"error: out of memory: {message}; {remedy}", file=sys.stderr)
         sys.exit(2)
     finally:
+        try:
+            _flush()
+        except OSError:  # told already: Python shall not try once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if in_main:
             signal.signal(signal.SIGTERM, kept)
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads what is printed any more, as after `| head`."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # closed by the shell
+        sys.stdout.flush()
 
 
 def _one_line(error: BaseException) -> str:

@@ -179,11 +179,11 @@ class Fields:
 
     def rope(self) -> dict:
         """`rope_parameters`, {} where there are none. Errors: UserError if they, or `rope_scaling`,
-        ask for more than RoPE as it was published."""
+        ask for other angles than plain RoPE's."""
         found, scaling = self.table("rope_parameters"), self.table("rope_scaling")
         if any(value not in (None, "default") for value in scaling.values()):
             raise UserError(f"{self.path}: rope_scaling {scaling!r} is not supported")
-        if found.get("rope_type") not in (None, "default"):
+        if found.get("rope_type", found.get("type")) not in (None, "default"):
             raise UserError(f"{self.path}: rope_parameters {found!r} are not supported")
         return found
 

@@ -37,7 +37,7 @@ def add_flags(parser: Parser, targets: str, lr: float) -> None:
     add("--alpha", "--lora-alpha", type=amount, default=32,
         help="LoRA: the update counts alpha / rank")  # fmt: skip
     add("--rslora", action="store_true",
-        help="LoRA: it counts alpha / sqrt(rank), so that ranks share a learning rate")  # fmt: skip
+        help="LoRA: the update counts alpha / sqrt(rank), so that ranks share a rate")  # fmt: skip
     add("--lora-dropout", type=share, default=0.05, help="LoRA: dropout on its input")
     add("--targets", default=targets, help=f"LoRA: layers, comma-separated (default: {targets})")
     add("--bottleneck", type=positive, default=16, help="adapters: width")
@@ -128,7 +128,8 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
         args.method = "full"
     method = METHODS[args.method]
     args.lr = args.lr if args.lr is not None else method.lr or lr
-    if args.weight_decay and not method.decays:
-        print(f"warning: --weight-decay: {args.method} trains without", file=sys.stderr)
+    if not method.decays:
+        if args.weight_decay not in (0.0, parser.get_default("weight_decay")):
+            print(f"warning: --weight-decay: {args.method} trains without", file=sys.stderr)
         args.weight_decay = 0.0
     return args

@@ -56,7 +56,7 @@ def lora_files(model: nn.Module, folder: Path) -> tuple[dict[str, Tensor], dict,
         tensors[f"{ROOT}{hf}.lora_B.weight"] = rope_to_halves(b, heads) if heads else b
     settings = {
         "peft_type": "LORA", "r": rank, "lora_dropout": dropout,
-        "lora_alpha": float(f"{scaling * rank:.15g}"),  # 7, not 7.000000000000001
+        "lora_alpha": _alpha(scaling, rank),
         "target_modules": sorted(_targets({names[n][0] for n in layers}, names)),
         "bias": "none", "fan_in_fan_out": model.FAN_IN_FAN_OUT,
     }  # fmt: skip
@@ -65,6 +65,12 @@ def lora_files(model: nn.Module, folder: Path) -> tuple[dict[str, Tensor], dict,
         "ranks": {n: len(m.lora_A) for n, m in layers.items() if len(m.lora_A) < rank},
     }
     return tensors, settings, notes
+
+
+def _alpha(scaling: float, rank: int) -> float:
+    """What is divided by the rank to the same scaling: 7 rather than 7.000000000000001."""
+    short = float(f"{scaling * rank:.15g}")
+    return short if short / rank == scaling else scaling * rank
 
 
 def _targets(adapted: set[str], names: dict[str, tuple[str, int]]) -> Iterable[str]:

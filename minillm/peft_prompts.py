@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minillm.adapt.prompts import PrefixTuning, SoftPrompt
+from minillm.adapt.prompts import PrefixTuning, SoftPrompt, check_virtual
 from minillm.errors import UserError
 from minillm.weights import LazyTensor
 
@@ -41,6 +41,7 @@ def load_prompt(
 
     Errors: UserError for a tensor that is missing or of another model's shape.
     """
+    check_virtual(model, 1)
     lazy, c = tensors.get(KEY), model.config
     if kind == PROMPT:
         sizes = (c.dim,)

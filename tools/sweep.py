@@ -41,6 +41,7 @@ FULL_FLAGS = "--lr 5e-5 --dropout 0.05"
 TINY = {"train": ["--config", str(SCRIPT.with_name("tiny_gpt2.json"))],
         "full": "--lr 1e-3 --dropout 0.05", "lrs": [3e-3, 5e-4, 5e-4]}  # fmt: skip
 CHECKPOINTS = ("best", "last")
+CELLS_OWN = ("--rank", "--alpha", "--template")
 
 
 def parse_args(argv=None):
@@ -76,10 +77,11 @@ def own_flags(
         lrs = TINY["lrs"]
     if lrs is not None and len(lrs) not in (1, n_ranks):
         raise UserError(f"--lrs: {len(lrs)} for {n_ranks} ranks; give one for each")
-    own = [flag for flag in flags if flag.partition("=")[0] in ("--alpha", "--rank", "--template")]
-    if own:
-        raise UserError(f"--train-flags {own[0]}: cells have their own; use the sweep's flag")
-    return lrs, flags, split_flags(full, "--full-flags")
+    full_flags = split_flags(full, "--full-flags")
+    for flag in (*flags, *full_flags):
+        if flag.partition("=")[0].replace("_", "-").replace("--lora-", "--") in CELLS_OWN:
+            raise UserError(f"{flag}: every cell has its own; give it as a flag of the sweep")
+    return lrs, flags, full_flags
 
 
 def plan(

@@ -43,8 +43,8 @@ def add_lora(
 
 def _find_targets(modules: dict[str, nn.Module], targets: list[str]) -> dict[str, list[str]]:
     """{module: the slices of it that are meant, none for all of it}. Errors: UserError."""
-    if not targets:
-        raise UserError("LoRA targets: none given; name at least one layer, such as wq")
+    if not all(targets) or not targets:
+        raise UserError("LoRA targets: one without a name, or none; name layers, such as wq")
     places = {name: (name, None) for name in modules}
     for name, module in modules.items():
         places |= {f"{name}.{part}": (name, part) for part in getattr(module, "parts", ())}

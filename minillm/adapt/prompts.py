@@ -58,7 +58,7 @@ def check_virtual(model: nn.Module, n: int) -> None:
     context = model.config.max_seq_len
     if not 1 <= n <= context - 2:
         raise UserError(f"{n} virtual tokens: must be from 1 to {context - 2}, as the context is "
-                        f"{context}; change --virtual-tokens")  # fmt: skip
+                        f"{context}; take fewer (--virtual-tokens)")  # fmt: skip
 
 
 class SoftPrompt(Wrapped):

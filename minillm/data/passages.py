@@ -40,6 +40,8 @@ def read_passages(
     first, second = _border(lines, 0.8, 0.06), _border(lines, 0.9, 0.015)
     parts = [[_passage(passage, template) for passage in _passages(part)]
              for part in (lines[:first], lines[first:second], lines[second:])]  # fmt: skip
+    # of a part's last line alone nothing follows
+    parts = [[sample for sample in part if sample.response.strip()] for part in parts]
     if not all(parts):
         n = sum(len(part) for part in parts)
         raise UserError(f"{path}: {n} passages are too few to split; give more text")
@@ -47,19 +49,19 @@ def read_passages(
 
 
 def _border(lines: list[str], share: float, reach: float) -> int:
-    """The line where that share of them ends or, within `reach` of it, the speech at which the
-    fewest speakers go on: a play's first if one begins there, else a scene's. Whoever speaks in
-    the 3 % of all speeches before it and in the 3 % from it on goes on."""
+    """The line where that share of them ends or, within `reach` of it, the speech that parts the
+    speakers best: the fewest are heard both in the 3 % of all speeches before it and in the 3 %
+    from it on. Where a play ends there, that is its end, else a scene's."""
     aim = round(share * len(lines))
     speeches = [i for i in range(len(lines)) if _is_name(lines, i)]
     speakers = [lines[i] for i in speeches]
     window = math.ceil(0.03 * len(speeches))
 
-    def go_on(n: int) -> int:
+    def on_both_sides(n: int) -> int:
         return len({*speakers[max(0, n - window) : n]} & {*speakers[n : n + window]})
 
     near = [n for n, i in enumerate(speeches) if abs(i - aim) <= reach * len(lines)]
-    best = min(near, key=lambda n: (go_on(n), abs(speeches[n] - aim)), default=None)
+    best = min(near, key=lambda n: (on_both_sides(n), abs(speeches[n] - aim)), default=None)
     return aim if best is None else speeches[best]
 
 

@@ -231,7 +231,7 @@ def read_csv_rows(path: Path) -> Rows:
             for row in reader:
                 empty = False
                 where = f"{path}:{reader.line_num}"
-                if None in row:  # where DictReader puts what it has no column for
+                if any(row.pop(None, ())):  # where DictReader puts what it has no column for
                     yield UserError(f"{where}: more fields than the header has columns; put those "
                                     "that hold commas in quotes, or remove it"), where  # fmt: skip
                     continue

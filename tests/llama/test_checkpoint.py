@@ -221,7 +221,8 @@ def test_an_index_cannot_lead_out_of_its_folder(folder, name):
      {"architectures": ["LlamaForSequenceClassification"]}, {"partial_rotary_factor": 0.5},
      {"rope_scaling": {"type": ["x"]}}, {"max_position_embeddings": 0},
      {"rope_scaling": {"rope_type": "default", "rope_theta": 77.0}}, {"rope_scaling": 2},
-     {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}],
+     {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+     {"rope_parameters": {"type": "linear", "factor": 4}}],
 )  # fmt: skip
 def test_a_config_that_is_not_llama_is_refused(folder, change):
     config = json.loads((folder / "config.json").read_text()) | change

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minillm.adapt.bottleneck import AdapterLinear
+from minillm.adapt.lora_linear import LoRALinear
 from minillm.adapt.methods import MethodOptions, adapt
 from minillm.cross_entropy import (
     _slice_width,
@@ -15,6 +17,7 @@ from minillm.cross_entropy import (
     is_frozen_head,
 )
 from minillm.footprint import LiveTensors
+from minillm.linear import Linear
 from minillm.losses import token_loss
 from tests.conftest import MODELS, Products
 
@@ -189,6 +192,28 @@ def test_a_head_with_lora_is_not_cut():
     assert not is_frozen_head(model.vocabulary_head)
     with pytest.raises(AssertionError, match="the head is trained"):
         cut_cross_entropy(torch.randn(3, 32), model.vocabulary_head, torch.tensor([1, 2, 3]))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("trains", ["all of it", "LoRA", "an adapter"])
+def test_a_trained_head_has_the_loss_and_the_gradient_of_its_logits(trains, autocast):
+    head = Linear(48, 300)
+    if trains == "LoRA":
+        head = LoRALinear.from_linear(head, 4, 8)
+        nn.init.normal_(head.lora_B).requires_grad_()
+    if trains == "an adapter":
+        head = AdapterLinear.from_linear(head, 4)
+    x, targets = torch.randn(50, 48, requires_grad=True), torch.randint(300, (50,))
+    inputs = [x, *(p for p in head.parameters() if p.requires_grad)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = head_cross_entropy(x, head, targets)
+        expected = F.cross_entropy(head(x).float(), targets, reduction="none")
+    torch.testing.assert_close(found, expected)
+    pairs = zip(*(torch.autograd.grad(losses.sum(), inputs) for losses in (found, expected)),
+                strict=True)  # fmt: skip
+    tolerance = 2e-2 if autocast else 1e-5
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("wrong", [-100, 300])

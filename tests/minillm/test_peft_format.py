@@ -10,6 +10,7 @@ from gpt2 import load_gpt2
 from llama import Llama, load_llama, save_llama
 from minillm import add_lora, lora_state_dict, mark_only_lora_as_trainable
 from minillm.adapt.lora import lora_layers
+from minillm.adapt.methods import MethodOptions, adapt
 from minillm.adapt.prompts import SoftPrompt
 from minillm.errors import UserError
 from minillm.peft_format import load_adapter, read_notes, save_adapter
@@ -254,6 +255,17 @@ def test_an_alpha_that_would_not_be_read_back_is_not_saved(alpha, base, tmp_path
     with pytest.raises(UserError, match="alpha"):
         save_adapter(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(6, 7), (5, 3.3), (25, 7)])
+def test_rsloras_scale_is_read_back_to_the_bit(rank, alpha, base, tmp_path):
+    model, other = load_llama(base)[0], load_llama(base)[0]
+    options = MethodOptions(targets=("wq",), rank=rank, alpha=alpha, rslora=True)
+    adapt(model, None, "lora", options)
+    save_adapter(model, tmp_path)
+    load_adapter(other, tmp_path)
+    scales = [m.layers[0].attention.wq.lora_scaling for m in (model, other)]
+    assert scales[0] == scales[1] == alpha * rank**0.5 / rank
 
 
 def test_alpha_is_written_as_it_was_given(base, tmp_path):

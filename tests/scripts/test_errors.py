@@ -1,5 +1,6 @@
 """What a user can get wrong: one line on stderr, `error: WHERE: what; what to do`, exit code 2."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -130,11 +131,25 @@ def test_the_process_itself_ends_with_code_2_and_no_traceback():
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
 
 
-def test_a_reader_who_leaves_as_head_does_ends_it_without_a_word():
-    command = [sys.executable, ROOT / "tools" / "lora_budget.py", "--init", "gpt2"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("flags", "code"), [(["--init", "gpt2"], 141), (["--help"], 0)])
+def test_a_reader_who_leaves_as_head_does_ends_it_without_a_word(flags, code, unbuffered):
+    child = subprocess.Popen(
+        [sys.executable, ROOT / "tools" / "lora_budget.py", *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
     child.stdout.close()
-    assert child.communicate()[1] == b"" and child.returncode == 141
+    assert child.communicate()[1] == b"" and child.returncode == code
+
+
+def test_a_disk_that_is_full_when_python_ends_is_told_in_one_line():
+    command = [sys.executable, ROOT / "tools" / "lora_budget.py", "--init", "gpt2"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True,
+                              env=os.environ | {"PYTHONUNBUFFERED": ""})  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: No space left")
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,8 @@ def test_patience_counts_epochs_unless_told_otherwise():
 
 @pytest.mark.parametrize("flags", [["--templates", "reviews,poem"], ["--ranks", "8,x"],
                                    ["--lrs", "1e-3,1e-4"],
-                                   ["--train-flags", "--alpha 8"]])  # fmt: skip
+                                   ["--train-flags", "--lora_alpha=8"],
+                                   ["--full-flags", "--template reviews"]])  # fmt: skip
 def test_a_sweep_refuses_what_it_cannot_do_before_its_first_cell(flags, tmp_path):
     with pytest.raises(UserError):
         sweep.main(["--out-dir", str(tmp_path / "s"), *flags])
