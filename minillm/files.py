@@ -182,7 +182,8 @@ class Fields:
         ask for other angles than plain RoPE's."""
         found, scaling = self.table("rope_parameters"), self.table("rope_scaling")
         if any(value not in (None, "default") for value in scaling.values()):
-            raise UserError(f"{self.path}: rope_scaling {scaling!r} is no plain RoPE; not supported")
+            raise UserError(f"{self.path}: rope_scaling {scaling!r} is no plain RoPE's; not "
+                            "supported")  # fmt: skip
         if found.get("rope_type", found.get("type")) not in (None, "default"):
             raise UserError(f"{self.path}: rope_parameters {found!r} are no plain RoPE's; not "
                             "supported")  # fmt: skip
