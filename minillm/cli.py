@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -176,6 +176,13 @@ def share(text: str) -> float:
 def several(kind: Callable[[str], object]) -> Callable[[str], list]:
     """Values of a kind with commas between."""
     return lambda text: [kind(part.strip()) for part in text.split(",")]
+
+
+def check_known(what: str, names: Sequence[str], known: Iterable[str]) -> None:
+    """Errors: UserError naming the first name that is none of the known ones, and those."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"{what} {name!r} is unknown; choose from {', '.join(known)}")
 
 
 def _within(

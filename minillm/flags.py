@@ -29,6 +29,12 @@ def add_flags(parser: Parser, targets: str, lr: float) -> None:
     add("--samples", type=positive, default=200, help="train on the first N samples")
     add("--held-out", type=positive, default=100, help="measure the loss on at most N samples")
     add("--max-length", type=positive, default=512, help="tokens of a sample, EOS included")
+    _add_method_flags(parser, targets)
+    _add_training_flags(parser, lr)
+    _add_run_flags(parser)
+
+
+def _add_method_flags(parser: Parser, targets: str) -> None:
     add = parser.add_argument_group("method").add_argument
     add("--method", choices=[*METHODS], default="lora", help="what is trained: "
         + "; ".join(f"{name}: {method.about}" for name, method in METHODS.items()))  # fmt: skip
@@ -51,7 +57,9 @@ def add_flags(parser: Parser, targets: str, lr: float) -> None:
         help="bitfit: zero biases for linear layers that have none, as LLaMA's")  # fmt: skip
     add("--untie", action="store_true",
         help="last_layer: train a copy of a tied head, not the embedding with it")  # fmt: skip
-    _add_training_flags(parser, lr)
+
+
+def _add_run_flags(parser: Parser) -> None:
     add = parser.add_argument_group("run folder").add_argument
     add("--out-dir", help="where the run is kept (default: a fresh folder under runs/)")
     add("--keep-last", action="store_true",

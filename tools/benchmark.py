@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from minillm.checkpoint import empty_model, materialize
-from minillm.cli import Parser, positive, settings_of, several, share, whole
+from minillm.cli import Parser, check_known, positive, settings_of, several, share, whole
 from minillm.data.batches import Row, encode_samples
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
@@ -230,10 +230,8 @@ def main(argv=None) -> list[dict]:
     args = parse_args(argv)
     device = choose_device(args.device)
     dtypes = args.precision or ["fp32", *(["bf16"] if has_native_bf16(device) else [])]
-    for names, known in ((dtypes, DTYPES), (args.parts, PARTS)):
-        for name in names:
-            if name not in known:
-                raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}")
+    check_known("--precision", dtypes, DTYPES)
+    check_known("--parts", args.parts, PARTS)
     if len(args.decode) != 2:
         raise UserError("--decode: give two numbers, tokens of the prompt and to write")
     limits, rows = {}, []

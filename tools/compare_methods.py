@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minillm.adapt.methods import METHODS
-from minillm.cli import Parser, amount, positive, settings_of, several, whole
+from minillm.cli import Parser, amount, check_known, positive, settings_of, several, whole
 from minillm.data.tasks import TASKS
 from minillm.errors import NumericError, UserError, friendly_errors
 from minillm.files import read_json
@@ -144,9 +144,7 @@ def train_and_measure(script: Path, folder: Path, flags: list[str], measured: li
 def main(argv=None) -> dict:
     args = parse_args(argv)
     methods = [name.strip() for name in args.methods.split(",")]
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown:
-        raise UserError(f"method {unknown[0]!r} is unknown; choose from {', '.join(METHODS)}")
+    check_known("method", methods, METHODS)
     base = find_checkpoint(args.checkpoint)
     is_tiny = base.name.startswith("tiny-")
     given = rates(args.lrs, methods)

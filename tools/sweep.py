@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from minillm.adapt.methods import MethodOptions
 from minillm.cli import Parser, above_zero, amount, positive, settings_of, several
 from minillm.data.templates import find_template
 from minillm.errors import UserError, friendly_errors
@@ -92,7 +93,6 @@ def plan(
     of all ranks, four times each rank's if None."""
     lrs = lrs * len(ranks) if lrs and len(lrs) == 1 else lrs
     lr_of = dict(zip(ranks, lrs, strict=True)) if lrs else {}
-
     alphas = {rank: alpha or 4 * rank for rank in ranks}
 
     def lora(rank: int, alpha: float, template: str = templates[0]) -> list[str]:
@@ -119,9 +119,11 @@ def measure(flags: list[str], folder: Path) -> dict:
 
 def scale_of(settings: dict) -> float | None:
     """How much LoRA's update counts in a run, None without LoRA."""
-    if not settings["rank"]:
-        return None
-    return settings["alpha"] / settings["rank"] ** (0.5 if settings.get("rslora") else 1)
+    rank = settings["rank"]
+    options = MethodOptions(
+        rank=rank, alpha=settings["alpha"], rslora=settings.get("rslora", False)
+    )
+    return options.alpha_over_rank / rank if rank else None
 
 
 def train_and_measure(folder: Path, flags: list[str], measured: list[str]) -> dict:

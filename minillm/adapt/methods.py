@@ -35,6 +35,11 @@ class MethodOptions:
     add_biases: bool = False  # bitfit: give zero biases to linear layers that have none
     untie: bool = False  # last_layer: train a copy of a tied head, not the embedding with it
 
+    @property
+    def alpha_over_rank(self) -> float:
+        """LoRA's alpha as the layers count it, which divide it by the rank."""
+        return self.alpha * self.rank**0.5 if self.rslora else self.alpha
+
     @classmethod
     def from_flags(cls, flags: dict) -> "MethodOptions":
         """Those of the flags (by name, with underscores) that are options of a method; targets
@@ -131,12 +136,10 @@ def add_biases(model: nn.Module) -> None:
 
 def lora(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """Low-rank updates of the named layers. Errors: UserError as add_lora, and for alpha 0."""
-    rank, alpha, counted = options.rank, options.alpha, ""
+    rank, alpha = options.rank, options.alpha_over_rank
     if alpha == 0:
         raise UserError("--alpha 0: the update would count for nothing; give a positive number")
-    if options.rslora:
-        counted = f"{alpha:g} x sqrt(rank) = "
-        alpha *= rank**0.5
+    counted = f"{options.alpha:g} x sqrt(rank) = " if options.rslora else ""
     n_layers = add_lora(model, options.targets, rank, alpha, options.lora_dropout)
     mark_only_lora_as_trainable(model)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
