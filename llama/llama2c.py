@@ -44,7 +44,7 @@ def open_llama2c(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     tensors, at = {}, 28
     for name, shape in order:
         if name is not None:
-            load = partial(np.fromfile, path, "<f4", math.prod(shape), offset=at)
+            load = partial(np.memmap, path, "<f4", "c", at, math.prod(shape))
             tensors[f"{name}.weight"] = LazyTensor.read_by(
                 lambda load=load: torch.from_numpy(load()), shape, path
             )

@@ -18,8 +18,10 @@ SHARD_DIM |= {"wo": 1, "w2": 1, "tok_embeddings": 1}
 def open_meta(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     """Meta's layout: params.json and consolidated.NN.pth, one file per model-parallel rank."""
     files = sorted(folder.glob("consolidated.*.pth"))
-    if not files:
-        raise UserError(f"{folder}: no consolidated.00.pth beside params.json; download it")
+    names = {file.name for file in files} | {"consolidated.00.pth"}
+    for name in (f"consolidated.{rank:02d}.pth" for rank in range(len(names))):
+        if not (folder / name).exists():
+            raise UserError(f"{folder}: no {name} beside params.json; download it")
     shards = [open_weights([file]) for file in files]
     shards = [{k: t for k, t in shard.items() if k != "rope.freqs"} for shard in shards]
     for file, shard in zip(files, shards, strict=True):

@@ -77,9 +77,10 @@ class LlamaTokenizer:
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of the text and, for each, the index of the character it begins in."""
+        text = text.replace("\u2581", " ")  # to SentencePiece the same: its sign for a space
         ids = self.encode(text)
         pieces = [self.pieces.id_to_piece(i) for i in ids]
-        # in bytes; the sign that stands for a space has three
+        # in bytes; that sign has three
         widths = [1 if self.pieces.is_byte(i) else len(p.encode()) - 2 * p.count("\u2581")
                   for i, p in zip(ids, pieces, strict=True)]  # fmt: skip
         starts = itertools.accumulate(widths[:-1], initial=-1)  # the first space is not in the text

@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parses argv (default: the command line). Errors: UserError for unknown flags, values."""
-        argv = [_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
+        argv = _join(_dashes(word) for word in (sys.argv[1:] if argv is None else argv))
         config = self._find_config(argv)
         if config is not None:
             self._take(self._read_config(Path(config)), argv)
@@ -120,7 +120,7 @@ def _config_value(action: argparse.Action, flag: str, value: object) -> object:
         raise ValueError("another kind of value is expected")
     value = action.type(str(value)) if action.type is not None else value
     if action.choices is not None and value not in action.choices:
-        raise ValueError(f"choose from {', '.join(action.choices)}")
+        raise ValueError(f"choose from {', '.join(map(str, action.choices))}")
     return value
 
 
@@ -130,6 +130,18 @@ def _dashes(word: str) -> str:
         return word
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+def _join(argv: Iterable[str]) -> list[str]:
+    """--train-flags --rslora -> --train-flags=--rslora: argparse takes a single flag given as a
+    value for the next flag."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in ("--train-flags", "--full-flags"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def add_model_flags(parser: Parser) -> argparse._ArgumentGroup:

@@ -1,6 +1,6 @@
 """What the configurations of all models share: checks of their sizes, and presets by name."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from minillm.errors import UserError
 
@@ -30,3 +30,11 @@ def find_preset(name: str, presets: dict):
     if name not in presets:
         raise UserError(f"preset {name!r} is unknown; known: {', '.join(presets)}")
     return presets[name]
+
+
+def with_layers(config, n_layers: int | None, name: str):
+    """The configuration with its first layers alone (None: all of them). Errors: UserError if it
+    has not so many."""
+    if n_layers is not None and n_layers > config.n_layers:
+        raise UserError(f"--layers {n_layers}: {name} has {config.n_layers} layers; lower it")
+    return replace(config, n_layers=n_layers or config.n_layers)

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minillm.adapt.lora import evaluating, lora_layers
-from minillm.data.batches import Batches, Row
+from minillm.data.batches import Batches, Row, to_device
 from minillm.data.samples import Sample, shorten
 from minillm.generate import generate
 from minillm.losses import IGNORED, sequence_logprobs
 from minillm.precision import Precision
-from minillm.training import to_device
 
 
 @contextmanager

@@ -5,6 +5,7 @@ frame between the script and the softmax). Exit codes: 0 done, 1 our bug, 2 the 
 3 numeric failure, 130 interrupted, 141 nobody reads on (`| head`), 143 told to stop (SIGTERM).
 """
 
+import atexit
 import bdb
 import os
 import select
@@ -40,6 +41,10 @@ def friendly_errors():
     """Turns the exceptions of a script's body into one line on stderr and an exit code."""
     in_main = threading.current_thread() is threading.main_thread()
     kept = signal.signal(signal.SIGTERM, _stop) if in_main else None
+    if in_main:  # by then all is done or told: a traceback of Python's own end tells nothing
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    if hasattr(sys.stdout, "reconfigure"):  # text that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
         _flush()  # what fails here would be told after the end, in four lines

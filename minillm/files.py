@@ -143,8 +143,8 @@ def _sync(path: Path) -> None:
 def write_json(path: Path, content: dict | list, indent: int | None = 2) -> None:
     """Writes JSON atomically, indented unless told otherwise, with a closing newline."""
     text = json.dumps(content, indent=indent, ensure_ascii=False)
-    with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", "utf-8")
+    with atomic_file(path) as temporary:  # a path that is no UTF-8 holds surrogates
+        temporary.write_text(text + "\n", "utf-8", "backslashreplace")
 
 
 class Fields:

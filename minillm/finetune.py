@@ -4,13 +4,14 @@ the folder of a run, what is left on disk. What they show is in report.py, their
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from minillm.adapt.methods import METHODS
 from minillm.checkpoint import check_text, check_tokenizer, empty_model, materialize
+from minillm.config import with_layers
 from minillm.data.batches import Batches, Encoded, encode_samples
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
@@ -112,14 +113,11 @@ def load_base(
         return model, text, str(path)
     if checkpoint is not None:
         raise UserError("--init and --checkpoint contradict each other; give one of them")
-    config = family.config.preset(preset)
-    if layers is not None and layers > config.n_layers:
-        raise UserError(f"--layers {layers}: {preset} has {config.n_layers} layers; lower it")
+    config = with_layers(family.config.preset(preset), layers, preset)
     if tokenizer is None:
         raise UserError("--init: random weights come without a tokenizer; add --tokenizer FILE")
     text = family.tokenizer(tokenizer)
     check_tokenizer(text, config.vocab_size, tokenizer)
-    config = replace(config, n_layers=layers or config.n_layers)
     model = empty_model(lambda: family.model(config))
     return materialize(model, dtype, device), text, f"{preset} (random weights)"
 
@@ -169,11 +167,11 @@ def begin(
 
     Errors: preflight's and Run's.
     """
-    folder = Path(options.out_dir) if options.out_dir else fresh_folder("runs", name)
     announce(job)
-    preflight(job, loss_fn, None if options.no_save else folder)
+    preflight(job, loss_fn, None if options.no_save else Path(options.out_dir or "runs"))
     if options.dry_run:
         return None
+    folder = Path(options.out_dir) if options.out_dir else fresh_folder("runs", name)
     precision = job.base.precision
     run = Run(
         folder, settings, resume=options.resume, overwrite=options.overwrite,

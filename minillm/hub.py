@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minillm.errors import UserError
-from minillm.files import read_json
+from minillm.files import check_readable, read_json
 
 DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS}
 BREAKS = 20  # of the connection, in one file
@@ -94,6 +94,7 @@ def _check_file(official: Official, file: str, folder: Path, endpoint: str | Non
         raise UserError(_no_network(official, file, folder, endpoint, "not here, and --offline"))
     if known is not None and sha256_of(path) != known:
         raise UserError(f"{path}: SHA-256 is not that of the published file; fetch it again")
+    check_readable(path)
     return path
 
 
@@ -119,6 +120,9 @@ def _fetch_file(official: Official, file: str, folder: Path, endpoint, token) ->
     except errors.LocalEntryNotFoundError:
         why = "the hub cannot be reached"
         raise UserError(_no_network(official, file, folder, endpoint, why)) from None
+    except errors.OfflineModeIsEnabled:
+        why = "HF_HUB_OFFLINE forbids to ask the hub"
+        raise UserError(_no_network(official, file, folder, endpoint, why)) from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "an error")
         raise UserError(
@@ -137,6 +141,11 @@ def _fetch_file(official: Official, file: str, folder: Path, endpoint, token) ->
         raise UserError(
             f"{path}: SHA-256 is not that of the published file, removed; run the command again"
         )
+    try:
+        check_readable(path)
+    except UserError:  # a page that a hotel's network shows in place of every file
+        path.unlink()
+        raise
     return path
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from minillm.adapt.lora import evaluating
-from minillm.data.batches import Row, collate
+from minillm.data.batches import Row, collate, to_device
 from minillm.data.samples import Sample
 from minillm.errors import UserError
 from minillm.generate import generate
@@ -88,7 +88,7 @@ def _likeliest(model, tokenizer, prompts: list[str], labels: Sequence[str]) -> l
     batch = collate(rows, tokenizer.pad_id, model.config.max_seq_len)
     device = next(model.parameters()).device
     with evaluating(model):
-        scores = sequence_logprobs(model, [tensor.to(device) for tensor in batch])
+        scores = sequence_logprobs(model, to_device(batch, device))
     scores = scores.view(len(prompts), len(labels))
     return [Prediction(int(row.argmax()), row.tolist()) for row in scores]
 

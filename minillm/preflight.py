@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from minillm.data.batches import Row
+from minillm.data.batches import Row, to_device
 from minillm.errors import NumericError, UserError
 from minillm.job import Job
 from minillm.memory import MIB, free_mib
 from minillm.precision import Precision, has_native_bf16
-from minillm.training import LossFn, to_device
+from minillm.training import LossFn
 
 if TYPE_CHECKING:
     from minillm.footprint import Footprint

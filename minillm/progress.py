@@ -85,6 +85,10 @@ def restore(run: Run | None, model: nn.Module, optimizer, scaler) -> Progress:
         return Progress()
     state, progress = run.load_newest(), Progress()
     if state is not None:
+        parts = {"model", "optimizer", "scaler", "rng", *vars(progress)}
+        if missing := sorted(parts - state.keys()):
+            raise UserError(f"{run.newest()}: no checkpoint of a run, it lacks {missing[0]}; "
+                            "remove it to resume from the one before")  # fmt: skip
         load_trainable(model, state["model"])
         settings = optimizer.state_dict()["param_groups"]  # weight decay and the like: of now
         optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})

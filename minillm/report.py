@@ -32,8 +32,8 @@ def announce(job: Job) -> None:
     print(f"  method: {job.about}")
     print(f"   train: {data.train.summary()}\nheld out: {data.held_out.summary()}")
     packed = f", packed into forwards of up to {batches.packed} tokens" if batches.packed else ""
-    print(f"    step: {job.accumulation_steps} x {batches.batch_size} samples{packed}, on average "
-          f"{supervised / steps:.0f} supervised tokens; {steps} steps an epoch")  # fmt: skip
+    print(f"    step: {job.accumulation_steps} x {batches.batch_size} {data.train.unit}{packed}, "
+          f"on average {supervised / steps:.0f} supervised tokens; {steps} steps an epoch")
     print(f"  prompt: {data.shown.prompt!r}\nexpected: {data.shown.response!r}", flush=True)
 
 

@@ -4,6 +4,8 @@ A checkpoint is one file, written atomically: all or nothing by construction, so
 that reads back is the truth. One process at a time holds the folder.
 """
 
+import contextlib
+import itertools
 import json
 import pickle
 import random
@@ -143,9 +145,10 @@ class Run:
         with atomic_file(self.folder / "best.pt", _n_bytes(weights)) as temporary:
             torch.save({"weights": weights, "step": step}, temporary)
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint, if there is one."""
-        return next(iter(self._checkpoints()), None)
+    def newest(self, before: int | None = None) -> Path | None:
+        """The newest checkpoint (of a step before this one), if there is one."""
+        too_new = None if before is None else f"step_{before:06d}.pt"
+        return next((path for path in self._checkpoints() if path.name != too_new), None)
 
     def load_best(self, step: int) -> dict:
         """The weights that save_best wrote at this step. Errors: UserError if they are damaged, or
@@ -254,7 +257,7 @@ def _start_wandb(project: str | None, name: str, config: dict):
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl, none if it is missing; one cut short by a crash is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -265,11 +268,12 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def fresh_folder(root: str | Path, name: str) -> Path:
-    """The first of root/name-001, root/name-002, ... that does not exist."""
-    number = 1
-    while (folder := Path(root) / f"{name}-{number:03d}").exists():
-        number += 1
-    return folder
+    """Makes the first of root/name-001, root/name-002, ... that no process has made."""
+    for number in itertools.count(1):
+        folder = Path(root) / f"{name}-{number:03d}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
 
 
 # what torch.load and zipfile raise for damaged files, but not lack of memory or of rights

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minillm.adapt.lora import evaluating
-from minillm.data.batches import Batches
+from minillm.data.batches import Batches, to_device
 from minillm.errors import Interrupted, NumericError, UserError
 from minillm.interrupt import deferred_signals
 from minillm.losses import IGNORED
@@ -127,12 +127,6 @@ def train(
     return progress, optimizer
 
 
-def to_device(batch: tuple, device: torch.device) -> tuple:
-    """The same kind of (named) tuple with its tensors on `device`."""
-    moved = [x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in batch]
-    return type(batch)(*moved) if hasattr(batch, "_fields") else tuple(moved)
-
-
 def count_tokens(batch: tuple) -> int:
     """Tokens of a batch, without paddings where it knows its rows' lengths."""
     return int(batch.lengths.sum()) if hasattr(batch, "lengths") else batch[0].numel()
@@ -165,10 +159,16 @@ def broken_step(
     what = f"gradient of step {progress.step + 1} is {norm}"
     if not math.isfinite(loss):
         what = f"loss of step {progress.step + 1} is {loss}"
-    numbers = batches.numbers(progress.step, settings.accumulation_steps)
-    shown = ", ".join(str(n + 1) for n in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
-    kept = run.newest() if run is not None else None
-    last = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
+    rows = batches.numbers(progress.step, settings.accumulation_steps)
+    numbers = [*dict.fromkeys(str(row // batches.rows_of_a_sample + 1) for row in rows)]
+    shown = ", ".join(numbers[:8]) + (", ..." if len(numbers) > 8 else "")
+    newest, last = run.newest() if run is not None else None, "no checkpoint was written yet"
+    good = None if newest is None else run.newest(before=progress.step)
+    if newest is not None and newest == good:
+        last = f"the last good checkpoint is {good}"
+    elif newest is not None:
+        remedy = f"remove it to resume from {good}" if good else "start again with --overwrite"
+        last = f"{newest} is of the weights that gave this: should they again, {remedy}"
     return NumericError(
         f"the {what} (training samples {shown}); lower --lr, or use --precision fp32; {last}"
     )

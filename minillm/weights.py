@@ -10,6 +10,7 @@ import os
 import pickle
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ class LazyTensor:
         """`fill`, with the file named if it cannot be read. Errors: UserError."""
         try:
             self.fill(out)
-            if not bool(out.sum(dtype=torch.float32).isfinite()):  # one NaN is enough
+            # a NaN is both least and greatest; a sum would take an fp32 copy of 16 bits
+            if out.numel() and not bool(torch.stack(torch.aminmax(out)).isfinite().all()):
                 raise UserError(f"{self.source}: holds NaN or infinite numbers; download it again")
         except (UserError, torch.OutOfMemoryError):
             raise
@@ -94,25 +96,41 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     try:
-        mapped = zipfile.is_zipfile(path)  # the pre-zip format cannot be mapped
+        records = _records(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's of TorchScript; the error says what it is
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())[:80]
-        raise UserError(f"{path}: no plain file of weights, and nothing in it was run ({reason}); "
-                        "give .safetensors or a state_dict") from None  # fmt: skip
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=bool(records))
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: holds more than tensors, or no PyTorch file at all, and nothing "
+                        "in it was run; give .safetensors or a state_dict") from None  # fmt: skip
     except Exception as error:  # torch.load raises a dozen kinds, few with the file's name
         raise _damaged(path, error) from None
     is_weights = isinstance(state, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        for name, value in state.items()
     )
     if not is_weights:
         raise UserError(f"{path}: no dictionary of tensors; give a file of weights")
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in state.values()}
+    # a mapped storage goes on into its neighbour where its own record is too short
+    if records and Counter(s.nbytes() for s in storages.values() if s.nbytes()) - records:
+        raise _damaged(path, ValueError("a record is not as long as its tensor"))
     return {
         name: LazyTensor.read_by(value.contiguous, value.shape, path)
         for name, value in state.items()
     }
+
+
+def _records(path: Path) -> Counter:
+    """How many records of each size a file of torch.save has; none if it cannot be mapped into
+    memory: one of the format before zip, or compressed by somebody."""
+    if not zipfile.is_zipfile(path):
+        return Counter()
+    with zipfile.ZipFile(path) as archive:
+        files = archive.infolist()
+    if any(file.compress_type != zipfile.ZIP_STORED for file in files):
+        return Counter()
+    return Counter(file.file_size for file in files if "/data/" in file.filename)
 
 
 def _damaged(path: Path, error: Exception) -> Exception:
@@ -155,7 +173,7 @@ def hf_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         if inside[0].parent.name == "snapshots":  # the hub's own cache: links to ../../blobs
             inside.append(inside[0].parent.parent / "blobs")
         for name in names:
-            plain = name == os.path.basename(name) and "\0" not in name
+            plain = name == os.path.basename(name) and name.isprintable()
             # realpath, because resolve() fails on links that lead in a circle
             if not plain or Path(os.path.realpath(folder / name)).parent not in inside:
                 raise UserError(f"{folder / index}: {name!r} leaves the folder; do not trust it")
@@ -176,9 +194,10 @@ def assign_weights(
     """Streams tensors into a model built on the meta device, one at a time, cast to `dtype`; where
     `device` is meta, none is read.
 
-    Memory: the model alone, as numbers go from file to place. Errors: UserError naming every
-    missing, unexpected and misshapen name before anything is loaded, and the file of a tensor
-    that cannot be read.
+    Memory: the model alone, as numbers go from file to place; `tensors` is emptied on the way, for
+    those of a file that cannot be mapped are in memory. Errors: UserError naming every missing,
+    unexpected and misshapen name before anything is loaded, and the file of a tensor that cannot
+    be read.
     """
     expected = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in expected.items()}
@@ -186,9 +205,9 @@ def assign_weights(
     n_numbers = sum(parameter.numel() for parameter in expected.values())
     check_fits(str(where), n_numbers * dtype.itemsize, device)
     for name, parameter in expected.items():
-        value = torch.empty(parameter.shape, dtype=dtype, device=device)
+        value, lazy = torch.empty(parameter.shape, dtype=dtype, device=device), tensors.pop(name)
         if not value.is_meta:
-            tensors[name].write_to(value)
+            lazy.write_to(value)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 

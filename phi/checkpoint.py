@@ -58,9 +58,7 @@ def open_hf(folder: Path) -> tuple[PhiConfig, dict[str, LazyTensor]]:
         raise UserError(f"{folder}: {what}; give a model's folder")
     config = read_config(folder / "config.json")
     found = open_hf_weights(folder)
-    tied = ("lm_head.weight", "lm_head.bias") if config.tied_head else ()
-    kept = {name.removeprefix("model."): lazy for name, lazy in found.items() if name not in tied}
-    return config, kept
+    return config, {name.removeprefix("model."): lazy for name, lazy in found.items()}
 
 
 def read_config(path: Path) -> PhiConfig:
@@ -93,10 +91,13 @@ def read_config(path: Path) -> PhiConfig:
 def save_phi(model: Phi, tokenizer: PhiTokenizer, folder: str | Path) -> None:
     """Writes a Hugging Face folder that transformers loads unchanged, in the model's own dtype.
 
-    Errors: UserError if the model carries LoRA layers: those are saved by save_adapter.
+    Errors: UserError if the model carries LoRA layers (those are saved by save_adapter), or has a
+    tied head, which transformers' Phi has only with a bias.
     """
     folder = Path(folder)
     check_saveable(model, folder)
+    if model.config.tied_head:
+        raise UserError(f"{folder}: a Phi with a tied head has no files; give it one of its own")
     tensors = {
         name if name.startswith(f"{model.HEAD}.") else f"model.{name}": weight
         for name, weight in model.state_dict().items()
@@ -126,7 +127,7 @@ def _to_hf_config(model: Phi, tokenizer: PhiTokenizer) -> dict:
         "hidden_act": "gelu_new",
         "qk_layernorm": False,
         "attention_dropout": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
-        "tie_word_embeddings": c.tied_head,
+        "tie_word_embeddings": False,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "dtype": dtype,

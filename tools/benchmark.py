@@ -27,6 +27,7 @@ import torch
 
 from minillm.checkpoint import empty_model, materialize
 from minillm.cli import Parser, check_known, positive, settings_of, several, share, whole
+from minillm.config import with_layers
 from minillm.data.batches import Row, encode_samples
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
@@ -85,9 +86,8 @@ def random_weights(
     """Writes a Hugging Face folder of a published size, drawn on `device`. Errors: UserError for
     an unknown name."""
     family = family_of_preset(preset)
-    config = family.config.preset(preset)
+    config = with_layers(family.config.preset(preset), layers, preset)
     torch.manual_seed(seed)
-    config = replace(config, n_layers=layers or config.n_layers)
     model = materialize(empty_model(lambda: family.model(config)), dtype, device)
     family.save(model, family.tokenizer(None), folder)
 
@@ -232,6 +232,8 @@ def main(argv=None) -> list[dict]:
     dtypes = args.precision or ["fp32", *(["bf16"] if has_native_bf16(device) else [])]
     check_known("--precision", dtypes, DTYPES)
     check_known("--parts", args.parts, PARTS)
+    if args.checkpoint and args.init:
+        raise UserError("--init and --checkpoint contradict each other; give one of them")
     if len(args.decode) != 2:
         raise UserError("--decode: give two numbers, tokens of the prompt and to write")
     limits, rows = {}, []

@@ -1,7 +1,9 @@
 """Experiments of many cells: each done once, in a process of its own, its numbers kept as JSON."""
 
+import contextlib
 import csv
 import gc
+import io
 import json
 import shlex
 import subprocess
@@ -11,8 +13,15 @@ from pathlib import Path
 
 import torch
 
+from minillm.adapt.methods import MethodOptions, adapt
+from minillm.cli import Parser, share
+from minillm.data.tasks import TASKS
+from minillm.data.templates import find_template
 from minillm.errors import NumericError, UserError
+from minillm.family import Family
 from minillm.files import read_json, write_json
+from minillm.finetune import load_base
+from minillm.flags import add_flags, parse
 
 
 class OutOfMemory(UserError):
@@ -54,6 +63,21 @@ def split_flags(text: str, where: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise UserError(f"{where} {text!r}: {error}; fix the quotes") from None
+
+
+def check_run(family: Family, flags: list[str]) -> None:
+    """Errors: UserError for flags with which a fine-tuning could not begin: unknown ones, wrong
+    values, and what the method asks of a model that has it not. No weight is read."""
+    parser = Parser("")
+    parser.add_argument("--dropout", type=share)  # GPT-2's own
+    add_flags(parser, ",".join(family.targets), 0.0)
+    with contextlib.redirect_stderr(io.StringIO()):  # its warnings are for the run itself
+        args = parse(parser, flags, 0.0)
+        where = (args.checkpoint, args.init, args.layers, args.tokenizer)
+        model, tokenizer, _ = load_base(family, *where, torch.float32, torch.device("meta"))
+        find_template(args.template or TASKS[args.task].template, TASKS[args.task].field)
+        options = MethodOptions.from_flags(vars(args) | {"prompt_text": ""})  # runs no model
+        adapt(model, tokenizer, args.method, options)
 
 
 def run_script(script: Path, folder: Path, flags: list[str]) -> None:

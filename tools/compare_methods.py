@@ -26,7 +26,14 @@ from minillm.files import read_json
 from minillm.hub import find_checkpoint
 from minillm.text_metrics import rouge
 from tools import evaluate
-from tools.cells import done_once, give_back_memory, open_experiment, run_script, split_flags
+from tools.cells import (
+    check_run,
+    done_once,
+    give_back_memory,
+    open_experiment,
+    run_script,
+    split_flags,
+)
 from tools.methods_report import summarize
 from tools.models import family_of, kept_by
 
@@ -153,13 +160,16 @@ def main(argv=None) -> dict:
     grid = (TINY_GRID if is_tiny else GRID) | rates(args.grid, methods)
     own = f"{TINY_FLAGS if is_tiny else COMMON_FLAGS} {args.train_flags}"
     train_flags = split_flags(own, "--train-flags")
-    script = SCRIPTS / f"finetune_{family_of(base).name}.py"
+    family = family_of(base)
+    script = SCRIPTS / f"finetune_{family.name}.py"
     searched = {method: list(grid[method]) for method in methods if method not in given}
-    settings = settings_of(args) | {"train-flags": train_flags, "grid": searched}
-    folder = open_experiment(args.out_dir, settings)
     data = ["--task", args.task, "--device", args.device,
             *(["--data", args.data] if args.data else [])]  # fmt: skip
     flags = ["--checkpoint", str(base), *data, "--add-biases", *train_flags]
+    for method in methods:
+        check_run(family, [*flags, "--method", method])
+    settings = settings_of(args) | {"train-flags": train_flags, "grid": searched}
+    folder = open_experiment(args.out_dir, settings)
     measured = [*data, "--samples", str(args.test_samples),
                 "--max-length", flag_value(train_flags, "--max-length", "512")]  # fmt: skip
     measured += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []

@@ -12,7 +12,6 @@ tokens, by category, predicted. --mlp counts a plain network's BitFit and bottle
 Sources: Hu et al. 2021 (LoRA); Ben Zaken et al. 2022 (BitFit); Houlsby et al. 2019 (adapters).
 """
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,9 +19,16 @@ import torch
 from torch import nn
 
 from gpt2 import GPT2, GPT2Config
-from minillm.adapt.lora import add_lora, lora_layers, mark_only_lora_as_trainable
+from minillm.adapt.lora import (
+    LoRAParts,
+    add_lora,
+    largest_rank,
+    lora_layers,
+    mark_only_lora_as_trainable,
+)
 from minillm.checkpoint import empty_model
 from minillm.cli import Parser, above_zero, positive, several
+from minillm.config import with_layers
 from minillm.data.batches import Row, collate
 from minillm.errors import UserError, friendly_errors
 from minillm.footprint import predict_footprint
@@ -66,9 +72,7 @@ def adapted_model(
     else:
         family = family_of_preset(preset)
         kind, config, own = family.model, family.config.preset(preset), family.targets
-    if layers is not None and layers > config.n_layers:
-        raise UserError(f"--layers {layers}: {preset} has {config.n_layers} layers; lower it")
-    config = replace(config, n_layers=layers or config.n_layers)
+    config = with_layers(config, layers, preset)
     model = empty_model(lambda: kind(config))
     with torch.device("meta"):
         add_lora(model, targets or own, rank, alpha=2 * rank)
@@ -99,16 +103,19 @@ def storage(model: nn.Module, params: float | None, n_models: int, n_bytes: int)
 
 
 def rank_for(model: nn.Module, rank: int, n_models: int, n_bytes: int, budget: float) -> int:
-    """The largest rank whose LoRA fits: its size is proportional to the rank. Errors: UserError if
-    not even rank 1 does."""
+    """The largest rank whose LoRA fits (its size is proportional to the rank) and that the matrices
+    can have. Errors: UserError if not even rank 1 fits."""
     lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
     of_rank_1 = lora // rank * n_models * n_bytes
     found = int(budget // of_rank_1)
     if found < 1:
         raise UserError(f"--budget {budget:.3g}: rank 1 takes {of_rank_1:.3g} B; give more, or "
                         "fewer --targets")  # fmt: skip
-    print(f"{budget:.4g} B hold LoRA of rank {found}")
-    return found
+    layers = lora_layers(model).values()
+    largest = min(largest_rank(layer, isinstance(layer, LoRAParts)) for layer in layers)
+    more = f"; more than {largest}, the smaller side of a matrix, adds nothing"
+    print(f"{budget:.4g} B hold LoRA of rank {found}{more if found > largest else ''}")
+    return min(found, largest)
 
 
 def training_memory(model: nn.Module, n_tokens: int, precision: str) -> dict:

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from minillm.adapt.lora import lora_layers
 from minillm.adapt.prompts import Wrapped
 from minillm.cross_entropy import is_frozen_head
-from minillm.data.batches import Batches, Row
+from minillm.data.batches import Batches, Row, to_device
 from minillm.generate import generate
 from minillm.losses import IGNORED, supervision, to_losses, token_loss
 from minillm.peft_format import load_adapter, save_adapter
 from minillm.precision import DTYPES, Precision
 from minillm.progress import load_trainable, trainable_state
 from minillm.runs import Run
-from minillm.training import TrainSettings, to_device, train
+from minillm.training import TrainSettings, train
 
 
 @dataclass(frozen=True)

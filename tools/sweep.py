@@ -17,9 +17,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import gpt2
 from minillm.adapt.methods import MethodOptions
 from minillm.cli import Parser, above_zero, amount, positive, settings_of, several
-from minillm.data.templates import find_template
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_json
 from minillm.hub import find_checkpoint
@@ -28,6 +28,7 @@ from minillm.plots import plot_accuracies, plot_held_out
 from minillm.runs import read_metrics
 from tools import evaluate
 from tools.cells import (
+    check_run,
     done_once,
     give_back_memory,
     open_experiment,
@@ -195,15 +196,15 @@ def main(argv=None) -> dict[str, dict]:
         args.checkpoint, len(args.ranks), args.lrs, args.train_flags, args.full_flags
     )
     templates = args.templates.split(",")
-    for template in templates:
-        find_template(template, "text")
     cells = plan(args.ranks, lrs, templates, full_flags, args.alpha)
-    settings = settings_of(args) | {"cells": cells, "train-flags": train_flags}
-    folder = open_experiment(args.out_dir, settings)
     common = ["--task", "rotten_tomatoes", "--device", args.device,
               *(["--data", args.data] if args.data else [])]  # fmt: skip
     layers = ["--layers", str(args.layers)] if args.layers else []
     base = ["--checkpoint", args.checkpoint, *layers]
+    for flags in cells.values():
+        check_run(gpt2.FAMILY, [*base, *train_flags, *common, *flags])
+    settings = settings_of(args) | {"cells": cells, "train-flags": train_flags}
+    folder = open_experiment(args.out_dir, settings)
     measured = [*common, *(["--samples", str(args.test_samples)] if args.test_samples else []),
                 *(flag for flag in train_flags if flag == "--skip-bad")]  # fmt: skip
 

@@ -3,6 +3,7 @@
 Source: Hu et al. 2021. The layer itself is in lora_linear.py.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -26,8 +27,12 @@ def add_lora(
     "wq" means every module so called, "layers.0.attention.wq" that one; "q" the slice of that name
     in every fused layer that has one (its `parts`). Call mark_only_lora_as_trainable next. Errors:
     UserError naming the module, and nothing is changed, for a target that matches nothing, is no
-    plain nn.Linear or has LoRA already, for a rank below 1 or above the smaller side of the matrix.
+    plain nn.Linear or has LoRA already, for a rank below 1 or above the smaller side of the matrix,
+    an alpha that is no number or a dropout not from 0 to below 1.
     """
+    if not math.isfinite(alpha) or not 0 <= dropout < 1:
+        raise UserError(f"LoRA alpha {alpha}, dropout {dropout}: alpha must be a number, dropout "
+                        "from 0 to below 1; change them")  # fmt: skip
     modules = dict(model.named_modules())
     found = _find_targets(modules, list(targets))
     for name, parts in found.items():
@@ -71,10 +76,16 @@ def _check_target(name: str, module: nn.Module, parts: list[str], rank: int) -> 
     if not is_plain(module) and not isinstance(module, LoRALinear):
         raise UserError(f"{name}: a {type(module).__name__}, not a linear layer of the plain "
                         "model; choose another")  # fmt: skip
-    rows = module.out_features // (len(module.parts) if parts else 1)
-    smaller = min(module.in_features, rows)
-    if not 1 <= rank <= smaller:
-        raise UserError(f"{name}: rank {rank} must lie between 1 and {smaller}; change the rank")
+    largest = largest_rank(module, bool(parts))
+    if not isinstance(rank, int) or not 1 <= rank <= largest:
+        raise UserError(f"{name}: rank {rank} must be a whole number between 1 and {largest}; "
+                        "change the rank")  # fmt: skip
+
+
+def largest_rank(linear: nn.Linear, in_slices: bool) -> int:
+    """The smaller side of the matrix, or of a slice of it: a larger rank adds nothing."""
+    rows = linear.out_features // (len(linear.parts) if in_slices else 1)
+    return min(linear.in_features, rows)
 
 
 def mark_only_lora_as_trainable(model: nn.Module) -> nn.Module:

@@ -54,6 +54,7 @@ class Encoded:
     truncated: int
     dropped: int
     shortened: int = 0
+    unit: str = "samples"  # what a row is
 
     def summary(self) -> str:
         """One line: how many samples, tokens and supervised tokens, and what was cut or dropped."""
@@ -61,7 +62,7 @@ class Encoded:
         supervised = sum(row.n_labels for row in self.rows)
         shortened = f"{self.shortened} prompts shortened, " if self.shortened else ""
         return (
-            f"{len(self.rows)} samples, {tokens} tokens, {supervised} supervised "
+            f"{len(self.rows)} {self.unit}, {tokens} tokens, {supervised} supervised "
             f"({supervised / max(1, tokens):.0%}); {shortened}{self.truncated} truncated, "
             f"{self.dropped} dropped (no room in --max-length)"
         )
@@ -138,9 +139,10 @@ def pack(rows: Sequence[Row], pad_id: int) -> PackedBatch:
     return PackedBatch(tokens[None], labels[None], torch.tensor(lengths), segments)
 
 
-def stream_seed(seed: int, epoch: int) -> int:
-    """What the order of an epoch is drawn from: another number for every seed and epoch."""
-    return (seed * 1_000_003 + epoch) % 2**63  # what a generator takes
+def to_device(batch: tuple, device: torch.device) -> tuple:
+    """The same kind of (named) tuple with its tensors on `device`."""
+    moved = [x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in batch]
+    return type(batch)(*moved) if hasattr(batch, "_fields") else tuple(moved)
 
 
 class Batches:
@@ -152,6 +154,8 @@ class Batches:
     into forwards of up to so many tokens (a longer row has one to itself): the same rows, the same
     gradient, fewer and fuller products. Source: Krell et al. 2021.
     """
+
+    rows_of_a_sample = 1
 
     def __init__(
         self,
@@ -184,7 +188,8 @@ class Batches:
         """The numbers below n in this epoch's order."""
         if self.seed is None:
             return list(range(n))
-        stream = torch.Generator().manual_seed(stream_seed(self.seed, epoch))
+        number = (self.seed * 1_000_003 + epoch) % 2**63  # what a generator takes
+        stream = torch.Generator().manual_seed(number)
         return torch.randperm(n, generator=stream).tolist()
 
     def groups_per_epoch(self, size: int) -> int:

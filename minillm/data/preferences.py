@@ -59,11 +59,13 @@ def encode_pairs(samples: Sequence[Sample], tokenizer, max_length: int) -> Encod
             dropped += 1
             continue
         rows += encoded.rows
-    return Encoded(rows, 0, dropped)
+    return Encoded(rows, 0, dropped, unit="answers in pairs")
 
 
 class PairBatches(Batches):
     """Batches that keep pairs of rows together; `batch_size` counts rows, two for each pair."""
+
+    rows_of_a_sample = 2
 
     def order(self, epoch: int) -> list[int]:
         """Row numbers, pair after pair, in the order of this epoch."""

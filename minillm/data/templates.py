@@ -32,6 +32,7 @@ class Template:
     def fill_around(self, field: str, text: str, cut_at: str = r"\s+", **others) -> tuple:
         """The prompt with `field` as text, and where in it that text lies: what may be cut."""
         prompt = self.fill(**others, **{field: text})
+        others = {name: value.replace("\0", " ") for name, value in others.items()}
         start = self.fill(**others, **{field: "\0"}).index("\0")
         return prompt, Body(start, min(start + len(text), len(prompt)), cut_at)
 

@@ -292,18 +292,24 @@ print((max(peak[0], anonymous()) - before) / weights)
 """
 
 
+DEEP = {"n_layers": 40, "hidden_dim": 1408}
+WIDE = {"n_layers": 1, "hidden_dim": 2**15}  # a matrix is a third of the model
+
+
 @pytest.mark.parametrize(
     "layout", ["hf", *(pytest.param(n, marks=pytest.mark.slow) for n in ("meta-1", "meta-2"))]
 )
-@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float32"])
-def test_loading_takes_no_more_memory_than_the_model(tokenizer, tmp_path, layout, dtype):
+@pytest.mark.parametrize(("sizes", "dtype"), [
+    pytest.param(DEEP, "bfloat16", marks=pytest.mark.slow), (DEEP, "float32"), (WIDE, "bfloat16"),
+])  # fmt: skip
+def test_loading_takes_no_more_memory_than_the_model(tokenizer, tmp_path, layout, sizes, dtype):
     """Private memory at the peak of loading, over the weights: the target is 1.1."""
     import subprocess
     import sys
 
     if not Path("/proc/self/status").exists():
         pytest.skip("private memory is read from /proc")
-    config = small_config(dim=512, n_layers=40, n_heads=8, n_kv_heads=8, hidden_dim=1408)
+    config = small_config(dim=512, n_heads=8, n_kv_heads=8, **sizes)
     model = Llama(config).bfloat16()
     if layout == "hf":
         save_llama(model, tokenizer, tmp_path)

@@ -60,6 +60,11 @@ def test_a_lone_surrogate_is_a_user_error(tokenizer):
         tokenizer.encode("a\ud800b")
 
 
+def test_offsets_count_a_written_space_sign_as_the_space_it_becomes(tokenizer):
+    signs, spaces = "Text: \u2581\u2581 fine\nLabel: negative", "Text:    fine\nLabel: negative"
+    assert tokenizer.encode_with_offsets(signs) == tokenizer.encode_with_offsets(spaces)
+
+
 @pytest.mark.parametrize("text", ["Label: positive", "é 🎉 a", " two  spaces ", "x", "\nnew"])
 def test_offsets_say_where_each_token_begins(tokenizer, text):
     ids, starts = tokenizer.encode_with_offsets(text)

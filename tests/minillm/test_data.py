@@ -142,6 +142,11 @@ def test_an_unknown_template_lists_the_known_ones(tmp_path):
         find_template("vicuna")
 
 
+def test_what_may_be_cut_is_found_beside_any_other_field():
+    prompt, body = TEMPLATES["tldr"].fill_around("post", "BODY", title="x\0y", subreddit="a")
+    assert prompt[body.start : body.end] == "BODY"
+
+
 @pytest.mark.parametrize("content", ['{"name": "a"}', '{"text": 3}', "[]", '{"text": "no place"}'])
 def test_a_template_file_without_a_place_for_the_question_is_refused(tmp_path, content):
     (tmp_path / "t.json").write_text(content)

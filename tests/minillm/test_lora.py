@@ -324,6 +324,9 @@ def test_mark_returns_the_model_and_takes_a_bare_layer():
         ({"targets": ("norm",)}, "norm"),
         ({"rank": 0}, "layers.0.attention.wq"),
         ({"rank": 33}, "between 1 and 32"),
+        ({"rank": 2.5}, "between 1 and 32"),
+        ({"alpha": float("nan")}, "alpha nan"),
+        ({"dropout": 1.0}, "dropout 1.0"),
     ],
 )
 def test_what_cannot_be_adapted_is_named_and_nothing_changes(arguments, message):

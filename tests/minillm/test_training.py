@@ -1,5 +1,6 @@
 """The loop: accumulation, schedules, counting, and what it refuses to do silently."""
 
+import itertools
 import math
 import signal
 
@@ -15,7 +16,7 @@ from minillm.losses import token_loss
 from minillm.optimizer import lr_at, take_step
 from minillm.precision import choose_precision
 from minillm.progress import Progress, trainable_state
-from minillm.runs import Run
+from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, check_step, evaluate, train
 from tests.conftest import sharp, small_config
 
@@ -322,6 +323,39 @@ def test_a_resumed_run_out_of_patience_stays_stopped(tmp_path):
         run = Run(tmp_path / "run", {}, resume)
         train(lora_model(), token_loss, batches, held_out, settings, FP32, run)
         assert [row["step"] for row in run.rows()] == [1, 2, 3]
+
+
+def test_runs_without_a_name_that_begin_together_get_folders_of_their_own(tmp_path):
+    folders = [fresh_folder(tmp_path, "run") for _ in range(3)]
+    assert [folder.name for folder in folders] == ["run-001", "run-002", "run-003"]
+    Run(folders[0], {})  # a folder so made is taken as it is
+
+
+def test_a_log_that_ends_in_broken_bytes_is_read_up_to_them(tmp_path):
+    run = Run(tmp_path / "run", {})
+    run.log({"step": 1})
+    with run.metrics.open("ab") as file:
+        file.write(b'{"step": 2, "lo\xff\xfe')
+    assert run.rows() == [{"step": 1}]
+
+
+def test_a_checkpoint_of_something_else_is_named(tmp_path):
+    run = Run(tmp_path / "run", {})
+    run.save({"step": 1}, 1)
+    batches = Batches(ragged_rows(2), 1, 0)
+    with pytest.raises(UserError, match=r"step_000001\.pt: no checkpoint of a run"):
+        train(lora_model(), token_loss, batches, None, TrainSettings(), FP32, run)
+
+
+def test_weights_that_give_no_number_are_not_called_good(tmp_path):
+    def poisoned(model, batch, calls=itertools.count()):  # noqa: B008
+        loss, count = token_loss(model, batch)
+        return loss * (math.nan if next(calls) == 2 else 1), count
+
+    settings = TrainSettings(accumulation_steps=1, save_every=0)
+    run = Run(tmp_path / "run", {})
+    with pytest.raises(NumericError, match="remove it to resume from .*step_000001"):
+        train(lora_model(), poisoned, Batches(ragged_rows(4), 1, 0), None, settings, FP32, run)
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_take_it():

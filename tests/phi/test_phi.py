@@ -88,6 +88,12 @@ def test_a_config_that_is_not_phi_is_refused(folder, change):
         load_phi(folder)
 
 
+def test_a_phi_with_a_tied_head_is_not_saved_as_what_would_not_be_read(bpe, tmp_path):
+    with pytest.raises(UserError, match="tied head"):
+        save_phi(small(bpe, tied_head=True), bpe, tmp_path / "tied")
+    assert not (tmp_path / "tied").exists()
+
+
 def test_it_is_fine_tuned_generated_from_and_measured_as_the_others(folder, tmp_path):
     run = tmp_path / "run"
     before, after = finetune_phi.main([

@@ -134,6 +134,7 @@ def test_the_same_number_of_references_as_inputs_is_asked_for(tmp_path):
     ["--methods", "lora,magic"], ["--methods", "lora", "--lrs", "full=1e-3"],
     ["--lrs", "lora=fast"], ["--lrs", "lora=-1"], ["--lrs", "lora=1e-3:2e-3"],
     ["--checkpoint", "nowhere"], ["--train-flags", '--template "x'],
+    ["--methods", "lora,prefix_tuning", "--train-flags", "--virtual-tokens 600"],
 ])  # fmt: skip
 def test_a_comparison_refuses_what_it_cannot_do_before_its_first_run(flags, tmp_path):
     with pytest.raises(UserError):
@@ -159,6 +160,12 @@ def test_a_comparison_fills_its_report_and_resumes_cell_by_cell(checkpoint, tmp_
     done = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.json")}
     assert compare_methods.main(command) == results
     assert done == {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.json")}
+
+
+def test_a_single_flag_is_a_value_of_train_flags():
+    command = ["--out-dir", "c", "--train-flags", "--skip-bad", "--search-steps", "9"]
+    args = compare_methods.parse_args(command)
+    assert args.train_flags == "--skip-bad" and args.search_steps == 9
 
 
 @pytest.mark.parametrize("flags", [["--max-length", "9"], ["--max-length=9"], ["--max_length=9"]])

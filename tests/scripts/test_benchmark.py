@@ -47,6 +47,15 @@ def test_an_unknown_size_is_named():
         family_of_preset("gpt-5")
 
 
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--init", "gpt2", "--layers", "99"], "12 layers"),
+    (["--init", "gpt2", "--checkpoint", "tiny-gpt2"], "contradict"),
+])  # fmt: skip
+def test_weights_that_are_not_there_to_measure_are_refused(flags, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        benchmark.main(["--out-dir", str(tmp_path), *flags])
+
+
 @pytest.mark.slow
 def test_an_engine_that_fails_says_why(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):

@@ -133,6 +133,15 @@ def test_a_weight_file_that_is_not_what_the_hub_tells_is_refused(server, tmp_pat
         hub.fetch(download.OFFICIAL["gpt2-xl"], tmp_path, server)
 
 
+def test_a_page_in_place_of_a_file_is_refused_and_removed(server, tmp_path, monkeypatch):
+    """A network that wants a login first answers every address with its own page."""
+    Hub.files["config.json"] = b"<!DOCTYPE html><html>log in</html>"
+    monkeypatch.setitem(download.OFFICIAL, "gpt2-xl", hub.Official("x/y", ("config.json",)))
+    with pytest.raises(UserError, match="HTML"):
+        hub.fetch(download.OFFICIAL["gpt2-xl"], tmp_path, server)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_a_hub_in_trouble_is_quoted(server, tmp_path):
     Hub.status = 500
     with pytest.raises(UserError, match="500"):

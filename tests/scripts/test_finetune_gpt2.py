@@ -209,6 +209,7 @@ def test_patience_counts_epochs_unless_told_otherwise():
 
 @pytest.mark.parametrize("flags", [["--templates", "reviews,poem"], ["--ranks", "8,x"],
                                    ["--lrs", "1e-3,1e-4"],
+                                   ["--ranks", "2,99999"], ["--train-flags", "--targets nope"],
                                    ["--train-flags", "--lora_alpha=8"],
                                    ["--full-flags", "--template reviews"]])  # fmt: skip
 def test_a_sweep_refuses_what_it_cannot_do_before_its_first_cell(flags, tmp_path):

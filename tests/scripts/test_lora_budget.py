@@ -29,6 +29,10 @@ def test_half_as_many_matrices_leave_room_for_twice_the_rank():
     assert found["rank"] == 8
 
 
+def test_no_rank_is_larger_than_a_matrix():
+    assert lora_budget.main(["--init", "gpt2", "--budget", "1e12"])["rank"] == 768
+
+
 def test_a_budget_below_rank_1_is_refused():
     with pytest.raises(UserError, match="rank 1 takes"):
         lora_budget.main(["--init", "gpt2", "--budget", "1000"])
