@@ -117,9 +117,7 @@ def read_config(path: Path) -> GPT2Config:
         "add_cross_attention": p.get("add_cross_attention", False),
         "quantization_config": p.get("quantization_config") is not None,
     }
-    for field, bad in refused.items():
-        if bad:
-            raise UserError(f"{path}: {field} {p.get(field)!r} is not GPT-2; not supported")
+    p.refuse(refused, "GPT-2")
     return p.build(
         GPT2Config,
         width, p.whole("n_layer"), p.whole("n_head"), p.whole("vocab_size", 50257),

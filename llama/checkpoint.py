@@ -73,6 +73,8 @@ def load_llama(
 
 def open_checkpoint(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     """Config and tensors (none loaded yet, in our names) of any layout, known by its files."""
+    if path.suffix in (".safetensors", ".pth"):
+        raise UserError(f"{path}: a file of weights alone; give the folder it is in")
     if path.is_file():
         return open_llama2c(path)
     if (path / "params.json").exists():
@@ -140,10 +142,7 @@ def read_config(path: Path) -> LlamaConfig:
         "hidden_act": p.get("hidden_act", "silu") != "silu",
         "head_dim": p.get("head_dim") not in (None, p.whole("hidden_size") // heads),
     }
-    for field, bad in refused.items():
-        if bad:
-            found = rope.get(field, p.get(field))
-            raise UserError(f"{path}: {field} {found!r} is not LLaMA-2; not supported")
+    p.refuse(refused, "LLaMA-2", rope)
     theta = p.number("rope_theta", 10000.0, rope)
     return p.build(
         LlamaConfig,

@@ -14,7 +14,11 @@ from minillm.errors import UserError
 
 def read_json(path: Path) -> dict | list:
     """A JSON file. Errors: UserError naming the file and the line of the fault."""
-    text = read_text(path)
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, path: Path) -> dict | list:
+    """What a file's text says. Errors: UserError naming the file and the line of the fault."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -169,6 +173,14 @@ class Fields:
         found = self.get("model_type", model_type)
         if found != model_type:
             raise UserError(f"{self.path}: model_type {found!r} is not {model_type}; not supported")
+
+    def refuse(self, refused: dict[str, bool], kind: str, first: dict | None = None) -> None:
+        """Errors: UserError naming the first of these fields that is not as in this kind of model,
+        with its value (of the table `first`, where that has it)."""
+        for field, bad in refused.items():
+            if bad:
+                value = (first or {}).get(field, self.get(field))
+                raise UserError(f"{self.path}: {field} {value!r} is not {kind}; not supported")
 
     def table(self, name: str) -> dict:
         """A JSON object, {} where it is missing."""

@@ -4,12 +4,11 @@ the folder of a run, what is left on disk. What they show is in report.py, their
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from minillm.adapt.methods import METHODS
+from minillm.adapt.methods import METHODS, MethodOptions, adapt
 from minillm.checkpoint import check_text, check_tokenizer, empty_model, materialize
 from minillm.config import with_layers
 from minillm.data.batches import Batches, Encoded, encode_samples
@@ -20,62 +19,16 @@ from minillm.family import Family
 from minillm.files import write_json
 from minillm.fingerprint import fingerprint
 from minillm.hub import find_checkpoint
-from minillm.job import Base, Data, Job
-from minillm.memory import reset_peak
+from minillm.job import Base, BaseOptions, Data, DataOptions, Job, RunOptions
+from minillm.memory import peak_mib, reset_peak
 from minillm.peft_format import save_adapter
 from minillm.plots import plot_run
 from minillm.precision import DTYPES, choose_device, choose_precision
 from minillm.preflight import preflight
 from minillm.progress import Progress, load_trainable
-from minillm.report import announce, show_answers
+from minillm.report import announce, conclude, show_answers
 from minillm.runs import Run, fresh_folder
 from minillm.training import LossFn
-
-
-@dataclass(frozen=True)
-class BaseOptions:
-    """Which model, and how it is stored and computes: flags by their names."""
-
-    checkpoint: str | None
-    init: str | None
-    layers: int | None
-    tokenizer: str | None
-    device: str
-    precision: str
-    frozen_dtype: str
-    method: str
-    attention: str
-    gradient_checkpointing: bool
-    seed: int
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Which data, and how it is cut into batches: flags by their names."""
-
-    task: str
-    data: str | None = None
-    template: str | None = None
-    samples: int = 200
-    held_out: int = 100
-    max_length: int = 512
-    skip_bad: bool = False
-    batch_size: int = 1
-    pack: int | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where a run is kept, and whether it begins or goes on: flags by their names."""
-
-    out_dir: str | None
-    resume: bool
-    overwrite: bool
-    override: bool
-    wandb_project: str | None
-    no_save: bool
-    dry_run: bool
 
 
 def load(family: Family, options: BaseOptions) -> Base:
@@ -122,6 +75,25 @@ def load_base(
     return materialize(model, dtype, device), text, f"{preset} (random weights)"
 
 
+def prepare(
+    family: Family, options: BaseOptions, method: MethodOptions, data: DataOptions,
+    accumulation_steps: int, encode: Callable[..., Encoded] = encode_samples,
+    kind: type[Batches] = Batches,
+) -> tuple[Job, list]:  # fmt: skip
+    """The base with the method on it and the data in batches of a `kind`, and the held-out batches.
+
+    Errors: UserError for options that contradict each other, the checkpoint or the data.
+    """
+    base = load(family, options)
+    model, about = adapt(base.model, base.tokenizer, options.method, method)
+    context, pad_id = model.config.max_seq_len, base.tokenizer.pad_id
+    found = prepare_data(data, base.tokenizer, context, encode)
+    size, pack = data.batch_size, data.pack
+    batches = kind(found.train.rows, size, pad_id, data.seed, context, pack)
+    held_out = list(kind(found.held_out.rows, size, pad_id, None, context, pack))  # in their order
+    return Job(base, model, options.method, about, found, batches, accumulation_steps), held_out
+
+
 def prepare_data(
     options: DataOptions, tokenizer, context: int, encode: Callable[..., Encoded] = encode_samples
 ) -> Data:
@@ -148,14 +120,6 @@ def prepare_data(
     return Data(*encoded, sides[1], kind.labels, template)
 
 
-def make_batches(
-    data: Data, options: DataOptions, pad_id: int, context: int, kind: type[Batches] = Batches
-) -> tuple[Batches, list]:
-    """Batches of the training rows in the seed's order, and those of the held-out rows in their
-    own."""
-    size = options.batch_size
-    batches = kind(data.train.rows, size, pad_id, options.seed, context, options.pack)
-    return batches, list(kind(data.held_out.rows, size, pad_id, None, context, options.pack))
 
 
 def begin(
@@ -163,7 +127,7 @@ def begin(
 ) -> Run | None:
     """Tells what is about to run and checks that it can; then makes (or takes up) the run's folder,
     by default a fresh one of this name, and shows its first answers. None for a dry run, which ends
-    before that.
+    before that. What is measured as training's peak of memory starts here.
 
     Errors: preflight's and Run's.
     """
@@ -181,7 +145,17 @@ def begin(
         made_with={"precision": precision.name, "device": precision.device.type},
     )  # fmt: skip
     show_answers(job, "before")
+    reset_peak(precision.device)
     return run
+
+
+def finish(
+    job: Job, run: Run, progress: Progress, optimizer: torch.optim.Optimizer, keep_last: bool
+) -> None:
+    """Saves what was trained, shows the answers after, and tells memory, speed and losses."""
+    peak = peak_mib(job.base.precision.device) - job.base.held_before
+    keep(job, run, progress, keep_last)
+    conclude(job, run, progress, optimizer, peak)
 
 
 def hash_of_base(job: Job) -> dict[str, str]:

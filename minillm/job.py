@@ -1,4 +1,4 @@
-"""What a fine-tuning is about: the base, the data, and what is made of them."""
+"""What a fine-tuning is told, and what it is about: the base, the data, what is made of them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,6 +16,52 @@ from minillm.precision import Precision
 
 if TYPE_CHECKING:
     from minillm.footprint import Footprint
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """Which model, and how it is stored and computes: flags by their names."""
+
+    checkpoint: str | None
+    init: str | None
+    layers: int | None
+    tokenizer: str | None
+    device: str
+    precision: str
+    frozen_dtype: str
+    method: str
+    attention: str
+    gradient_checkpointing: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data, and how it is cut into batches: flags by their names."""
+
+    task: str
+    data: str | None = None
+    template: str | None = None
+    samples: int = 200
+    held_out: int = 100
+    max_length: int = 512
+    skip_bad: bool = False
+    batch_size: int = 1
+    pack: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run is kept, and whether it begins or goes on: flags by their names."""
+
+    out_dir: str | None
+    resume: bool
+    overwrite: bool
+    override: bool
+    wandb_project: str | None
+    no_save: bool
+    dry_run: bool
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import re
 import resource
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ def used_mib(device: torch.device) -> float:
     """Memory in use now: allocated on a GPU, resident for the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / MIB
-    return _proc("/proc/self/status", "VmRSS") or _max_rss()
+    return _read("/proc/self/status", "VmRSS:") / 1024 or _max_rss()
 
 
 def reset_peak(device: torch.device) -> float:
@@ -49,7 +50,7 @@ def peak_mib(device: torch.device) -> float:
     """The peak since reset_peak: allocated on a GPU, resident for the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
-    return _proc("/proc/self/status", "VmHWM") or _max_rss()
+    return _read("/proc/self/status", "VmHWM:") / 1024 or _max_rss()
 
 
 def reserved_mib(device: torch.device) -> float | None:
@@ -63,9 +64,11 @@ def free_mib(device: torch.device) -> float:
     if device.type == "cuda":
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + spare) / MIB
-    free = _proc("/proc/meminfo", "MemAvailable")
-    limit, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    used -= _stat("inactive_file") + _stat("active_file")  # what it keeps of files, it gives back
+    free = _read("/proc/meminfo", "MemAvailable:") / 1024
+    container = "/sys/fs/cgroup/memory"
+    limit, used = _read(f"{container}.max"), _read(f"{container}.current")
+    for field in ("inactive_file", "active_file"):  # what it keeps of files, it gives back
+        used -= _read(f"{container}.stat", field)
     return min(free, max(0.0, (limit - used) / MIB)) if limit and used else free
 
 
@@ -78,30 +81,13 @@ def check_fits(what: str, n_bytes: int, device: torch.device | str) -> None:
                         f"{free:,.0f} are free; add --layers N, or a narrower dtype")  # fmt: skip
 
 
-def _stat(field: str) -> int:
-    """A line of the container's memory.stat, 0 where there is none."""
+def _read(path: str, field: str = "") -> int:
+    """The number in a file of Linux's, or beside a field in one; 0 where there is none (macOS)."""
     try:
-        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+        found = re.search(rf"^{field}\s*(\d+)", Path(path).read_text(), re.MULTILINE)
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(field + " ")), 0)
-
-
-def _number(path: str) -> int:
-    """The number in a file of Linux's, 0 where there is none."""
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-def _proc(path: str, field: str) -> float:
-    """A size in MiB from Linux's own files, 0 where there are none (macOS)."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(x.split()[1]) / 1024 for x in lines if x.startswith(field + ":")), 0.0)
+    return int(found[1]) if found else 0
 
 
 def _max_rss() -> float:

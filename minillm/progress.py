@@ -89,7 +89,10 @@ def restore(run: Run | None, model: nn.Module, optimizer, scaler) -> Progress:
         if missing := sorted(parts - state.keys()):
             raise UserError(f"{run.newest()}: no checkpoint of a run, it lacks {missing[0]}; "
                             "remove it to resume from the one before")  # fmt: skip
-        load_trainable(model, state["model"])
+        try:
+            load_trainable(model, state["model"])
+        except UserError as error:
+            raise UserError(f"{run.newest()}: {error}") from None
         settings = optimizer.state_dict()["param_groups"]  # weight decay and the like: of now
         optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})
         if state["scaler"]:  # empty if it was not fp16 that the run began in

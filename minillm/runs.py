@@ -9,7 +9,6 @@ import itertools
 import json
 import pickle
 import random
-import re
 import shutil
 import sys
 import zipfile
@@ -64,7 +63,7 @@ class Run:
         for path in self.folder.rglob(".*.tmp.*"):  # of a killed process
             path.unlink()
         if overwrite:  # log and settings are written anew, not removed: a kill in here leaves a
-            for path in self._files():  # run that can be resumed or overwritten
+            for path in [*self.folder.iterdir()]:  # run that can be resumed or overwritten
                 if not _is_own(path) and path.name != "config.json":
                     _remove(path)
         if resume:
@@ -86,8 +85,6 @@ class Run:
         refused stays as it was."""
         write_json(self.folder / "config.json", self.config)
 
-    def _files(self) -> list[Path]:
-        return list(self.folder.iterdir()) if self.folder.is_dir() else []
 
     def _check_goes_on(self) -> None:
         """A run that was stopped before its first checkpoint begins again; one that came to its end
@@ -111,8 +108,10 @@ class Run:
                 continue
             with_ = f"without --{name}" if before[name] is None else f"with --{name} {before[name]}"
             what = f"{self.folder}: began {with_}, not {now[name]}"
-            remedy = "resume with the same settings"
-            if name not in OF_MODEL_OR_DATA:
+            remedy = f"resume with the same settings (--config {self.folder / 'config.json'})"
+            if name in ("checkpoint", "data", "tokenizer"):
+                remedy += ", add --override if it only lies elsewhere now"
+            elif name not in OF_MODEL_OR_DATA:
                 remedy += ", add --override to go on with these"
             if not override:
                 raise UserError(f"{what}; {remedy}, or start another run")
@@ -205,9 +204,9 @@ class Run:
                       "not bit-identical to a run never stopped", file=sys.stderr)  # fmt: skip
 
     def _checkpoints(self) -> list[Path]:
-        numbered = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in self._files()]
-        found = [(int(match[1]), path) for match, path in numbered if match]
-        return [path for _, path in sorted(found, reverse=True)]
+        numbers = {path: path.stem.removeprefix("step_") for path in self.folder.glob("step_*.pt")}
+        found = [path for path, number in numbers.items() if number.isdecimal()]
+        return sorted(found, key=lambda path: int(numbers[path]), reverse=True)
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:

@@ -74,9 +74,7 @@ def read_config(path: Path) -> PhiConfig:
         "tie_word_embeddings": p.get("tie_word_embeddings", False),
         "quantization_config": p.get("quantization_config") is not None,
     }
-    for field, bad in refused.items():
-        if bad:
-            raise UserError(f"{path}: {field} {p.get(field)!r} is not Phi-1.5; not supported")
+    p.refuse(refused, "Phi-1.5")
     share = p.number("partial_rotary_factor", 0.5, rope)
     theta = p.number("rope_theta", 10000.0, rope)
     return p.build(

@@ -32,6 +32,7 @@ from minillm.family import Family
 from minillm.files import read_json
 from minillm.footprint import predict_footprint
 from minillm.hub import find_checkpoint
+from minillm.job import DataOptions
 from minillm.memory import MIB, free_mib
 from minillm.precision import Precision, choose_device, choose_precision
 from minillm.runs import read_metrics
@@ -139,7 +140,7 @@ class Base:
     def rows(self) -> list[Row]:
         """The training rows, encoded."""
         model, tokenizer = self.load(torch.float32)
-        options = finetune.DataOptions(
+        options = DataOptions(
             self.task, self.data, samples=self.samples, held_out=1, max_length=self.max_length
         )
         return finetune.prepare_data(options, tokenizer, model.config.max_seq_len).train.rows

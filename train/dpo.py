@@ -11,21 +11,19 @@ gained more than the worse one since then; the loss begins at ln 2. Source: Rafa
 """
 
 import math
-from dataclasses import replace
 
 import gpt2
 import llama
 import phi
 from minillm import finetune
-from minillm.adapt.methods import MethodOptions, adapt
+from minillm.adapt.methods import MethodOptions
 from minillm.cli import Parser, above_zero, pick, settings_of
 from minillm.data.preferences import PairBatches, encode_pairs
 from minillm.dpo import DPO, kl_to_reference, preference_report
 from minillm.errors import UserError, friendly_errors
 from minillm.files import write_json
-from minillm.finetune import BaseOptions, DataOptions, RunOptions
 from minillm.flags import add_flags, parse
-from minillm.job import Job
+from minillm.job import BaseOptions, DataOptions, Job, RunOptions
 from minillm.memory import peak_mib, reset_peak
 from minillm.report import conclude
 from minillm.training import TrainSettings, train
@@ -71,28 +69,22 @@ def show_preferences(job: Job, dpo: DPO, held_out: list, seed: int, title: str) 
 def main(argv=None) -> dict | None:
     args = parse_args(argv)
     flags = vars(args)
-    base = finetune.load(FAMILIES[args.model], pick(BaseOptions, flags))
-    method = MethodOptions.from_flags(flags)
-    model, about = adapt(base.model, base.tokenizer, args.method, method)
-    context = model.config.max_seq_len
-    options = pick(DataOptions, flags)
-    data = finetune.prepare_data(options, base.tokenizer, context, encode_pairs)
-    options = replace(options, batch_size=2 * options.batch_size)  # rows, two for each pair
-    batches, held_out = finetune.make_batches(
-        data, options, base.tokenizer.pad_id, context, PairBatches
-    )
-    settings = TrainSettings.from_flags(flags)
-    dpo = DPO(model, args.beta)
-    job = Job(base, model, args.method, about, data, batches, args.accumulation_steps)
+    data = pick(DataOptions, flags | {"batch_size": 2 * args.batch_size})  # rows, two for each pair
+    job, held_out = finetune.prepare(
+        FAMILIES[args.model], pick(BaseOptions, flags), MethodOptions.from_flags(flags), data,
+        args.accumulation_steps, encode_pairs, PairBatches,
+    )  # fmt: skip
+    dpo, precision = DPO(job.model, args.beta), job.base.precision
     run = finetune.begin(
         job, dpo, pick(RunOptions, flags), f"dpo-{args.model}", settings_of(args)
     )
     if run is None:  # --dry-run
         return None
     before = show_preferences(job, dpo, held_out, args.seed, "before")
-    reset_peak(base.precision.device)
-    progress, optimizer = train(model, dpo, batches, held_out, settings, base.precision, run)
-    peak = peak_mib(base.precision.device) - base.held_before
+    reset_peak(precision.device)
+    settings = TrainSettings.from_flags(flags)
+    progress, optimizer = train(job.model, dpo, job.batches, held_out, settings, precision, run)
+    peak = peak_mib(precision.device) - job.base.held_before
     finetune.keep(job, run, progress, args.keep_last)
     after = show_preferences(job, dpo, held_out, args.seed, "after")
     both = {"before": before, "after": after, "ln 2": math.log(2)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minillm.errors import UserError
-from minillm.files import check_readable, read_text
+from minillm.files import check_readable, parse_json, read_text
 
 SPLITS = ("train", "validation", "test")
 
@@ -115,13 +115,7 @@ def read_rows(path: Path) -> Rows:
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); fix it") from None
-        except (RecursionError, ValueError):
-            raise UserError(f"{path}: JSON nested too deep or a number too long; fix it") from None
-        rows = [(row, f"{path}: row {number}") for number, row in enumerate(content, 1)]
+        rows = [(row, f"{path}: row {n}") for n, row in enumerate(parse_json(text, path), 1)]
     else:
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
