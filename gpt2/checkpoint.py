@@ -17,8 +17,8 @@ from minillm.checkpoint import (
     check_saveable,
     check_tokenizer,
     empty_model,
-    first_layers,
     is_copy,
+    keep_first_layers,
 )
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
@@ -63,7 +63,7 @@ def load_gpt2(
     """
     path = Path(path)
     config, tensors = open_hf(path)
-    tensors, n_layers = first_layers(tensors, "h", config.n_layers, n_layers, path)
+    tensors, n_layers = keep_first_layers(tensors, "h", config.n_layers, n_layers, path)
     config = replace(config, n_layers=n_layers)
     text = GPT2Tokenizer(tokenizer or find_tokenizer(path))
     check_tokenizer(text, config.vocab_size, path)

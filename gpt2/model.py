@@ -72,7 +72,7 @@ class Attention(nn.Module):
         self.c_attn.parts = ("q", "k", "v")  # equal slices of its rows; LoRA can take them apart
         self.c_proj = Linear(config.dim, config.dim)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q, k, v, each (B, H, T, Dh)."""
         fused = self.c_attn(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, Dh)
         return fused.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, H, T, Dh)
@@ -109,7 +109,7 @@ class Block(nn.Module):
         layer: int,
         dropout: float,
     ) -> Tensor:
-        q, k, v = self.attn.heads(self.ln_1(x))
+        q, k, v = self.attn.qkv(self.ln_1(x))
         if cache is not None:
             k, v = cache.update(layer, k, v)  # (B, H, S, Dh): the past, then the new columns
         attended = causal_attention(q, k, v, mask, mode, dropout)  # (B, T, H * Dh)
@@ -124,7 +124,7 @@ class GPT2(nn.Module):
     FAN_IN_FAN_OUT = True  # Hugging Face stores these layers transposed (Conv1D)
     BRANCH_ENDS = ("attn.c_proj", "mlp.c_proj")  # of every block: where adapters go
     HEAD = "lm_head"  # where it is not tied
-    product = staticmethod(linear)  # x W^T of a tied head; generate may put a faster one here
+    product = staticmethod(linear)  # the tied head's x W^T; pack_weights swaps in a faster one
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -164,12 +164,12 @@ class GPT2(nn.Module):
     ) -> Tensor:
         """Next-token logits; the same path trains, generates without a cache and with one.
 
-        Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
+        Shapes: tokens (B, T) int64; left_pad (B,) padding tokens at the start of each row; prompt
         (P, D) soft prompt put before the first token; logits_at (B, T) bool; segments the lengths
         of texts that stand side by side in T columns, each with positions and attention of its
-        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; given the tokens that
-        those predict, `targets` (N,), the cross-entropy of each, (N,), and no logits. Advances the
-        cache by P + T columns. Errors: UserError when the columns exceed max_seq_len.
+        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; with `targets` (N,), the
+        tokens which those predict, their cross-entropies (N,) instead of logits. Advances the cache
+        by P + T columns. Errors: UserError when the columns exceed max_seq_len.
         """
         x = self.wte(tokens)  # (B, T, D)
         context = self.config.max_seq_len

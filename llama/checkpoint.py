@@ -20,8 +20,8 @@ from minillm.checkpoint import (
     check_saveable,
     check_tokenizer,
     empty_model,
-    first_layers,
     is_copy,
+    keep_first_layers,
 )
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
@@ -62,7 +62,7 @@ def load_llama(
     """
     path = Path(path)
     config, tensors = open_checkpoint(path)
-    tensors, n_layers = first_layers(tensors, "layers", config.n_layers, n_layers, path)
+    tensors, n_layers = keep_first_layers(tensors, "layers", config.n_layers, n_layers, path)
     config = replace(config, n_layers=n_layers)
     text = LlamaTokenizer(tokenizer) if tokenizer else _own_tokenizer(path)
     check_tokenizer(text, config.vocab_size, path)

@@ -47,7 +47,7 @@ class LlamaConfig:
         check_sizes(self)
         if self.dim % self.n_heads or self.head_dim % 2:
             raise UserError(
-                f"LlamaConfig.dim {self.dim} over n_heads {self.n_heads} is no even head width; "
+                f"LlamaConfig.dim {self.dim} over n_heads {self.n_heads} gives no even head width; "
                 "RoPE rotates pairs, so dim must be a multiple of 2 * n_heads"
             )
         if self.n_heads % self.n_kv_heads:
@@ -112,7 +112,7 @@ class Attention(nn.Module):
         self.wv = Linear(config.dim, kv_dim, bias=False)
         self.wo = Linear(config.dim, config.dim, bias=False)
 
-    def heads(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q (B, H, T, Dh), k and v (B, K, T, Dh), with q and k rotated."""
         q = self.wq(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, Dh)
         k = self.wk(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, K, T, Dh)
@@ -152,7 +152,7 @@ class TransformerBlock(nn.Module):
         cache: KVCache | None,
         layer: int,
     ) -> Tensor:
-        q, k, v = self.attention.heads(self.attention_norm(x), rope)
+        q, k, v = self.attention.qkv(self.attention_norm(x), rope)
         if cache is not None:
             k, v = cache.update(layer, k, v)  # (B, K, S, Dh): the past, then the new columns
         attended = causal_attention(q, k, v, mask, mode)  # (B, T, H * Dh)
@@ -166,7 +166,7 @@ class Llama(nn.Module):
     FAN_IN_FAN_OUT = False  # Hugging Face stores linear layers as (out, in), like ours
     BRANCH_ENDS = ("attention.wo", "feed_forward.w2")  # of every block: where adapters go
     HEAD = "output"  # where it is not tied
-    product = staticmethod(linear)  # x W^T of a tied head; generate may put a faster one here
+    product = staticmethod(linear)  # the tied head's x W^T; pack_weights swaps in a faster one
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -203,12 +203,12 @@ class Llama(nn.Module):
     ) -> Tensor:
         """Next-token logits; the same path trains, generates without a cache and with one.
 
-        Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
+        Shapes: tokens (B, T) int64; left_pad (B,) padding tokens at the start of each row; prompt
         (P, D) soft prompt put before the first token; logits_at (B, T) bool; segments the lengths
         of texts that stand side by side in T columns, each with positions and attention of its
-        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; given the tokens that
-        those predict, `targets` (N,), the cross-entropy of each, (N,), and no logits. Advances the
-        cache by P + T columns. Errors: UserError when the columns exceed max_seq_len.
+        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; with `targets` (N,), the
+        tokens which those predict, their cross-entropies (N,) instead of logits. Advances the cache
+        by P + T columns. Errors: UserError when the columns exceed max_seq_len.
         """
         x = self.tok_embeddings(tokens)  # (B, T, D)
         context = self.config.max_seq_len

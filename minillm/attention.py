@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, spelled out or by a fused kernel, and which columns see which.
+"""Scaled dot-product attention, spelled out or by a fused kernel, and which column sees which.
 
 Legend: B batch, T new tokens, S cached + new positions, H query heads, K key/value heads,
 Dh width of one head. Source: Vaswani et al. 2017, equation 1; grouped heads: Ainslie et al. 2023.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minillm.cache import KVCache
 from minillm.errors import UserError
-from minillm.fused_attention import for_every_head, fused_attention, hidden_columns
+from minillm.fused_attention import additive_mask, fused_attention, repeat_kv
 
 
 def causal_attention(
@@ -23,7 +23,7 @@ def causal_attention(
     """Weighted sum of the values each query may see: softmax(q k^T / sqrt(Dh) + mask) v.
 
     Shapes: q (B, H, T, Dh); k, v (B, K, S, Dh) with K a divisor of H; mask bool, broadcastable to
-    (B, H, T, S), True = may look. mask None means plain causal when T == S, and a single query
+    (B, H, T, S), True = attend. mask None means plain causal when T == S, and a single query
     that sees everything when T == 1; a list of lengths, plain causal within each of these segments
     of T = S columns. `dropout` is the share of weights set to zero (the others grow to match).
     Returns (B, T, H * Dh), ready for the output projection.
@@ -35,11 +35,11 @@ def causal_attention(
         out = fused_attention(q, k, v, mask, dropout)  # (B, H, T, Dh)
     else:
         assert mode == "explicit", f"attention is {mode!r}; choose sdpa or explicit"
-        k, v = for_every_head(k, q), for_every_head(v, q)  # (B, H, S, Dh)
-        hidden = hidden_columns(q, k, mask)
+        k, v = repeat_kv(k, q), repeat_kv(v, q)  # (B, H, S, Dh)
+        mask_bias = additive_mask(q, k, mask)
         scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)  # (B, H, T, S)
-        scores = scores + hidden  # added, not filled in: that would keep its mask for backward
-        weights = torch.softmax(scores, -1)  # sums in fp32 inside, also of 16-bit scores
+        scores = scores + mask_bias  # masked_fill would keep its mask for backward
+        weights = torch.softmax(scores, -1)  # accumulates in fp32, even for 16-bit scores
         weights = weights.to(v.dtype)  # under autocast the softmax is fp32
         out = F.dropout(weights, dropout) @ v  # (B, H, T, Dh)
     return out.transpose(1, 2).flatten(2)  # (B, T, H * Dh)
@@ -107,7 +107,7 @@ def attention_mask(
     The columns are [n_prefix virtual ones][left_pad[b] paddings][tokens]: virtual columns (a soft
     prompt or learned prefix) are always visible, paddings never. With a cache, S > T: row t of
     the mask stands for column start + t, hence `tril(start)` and not the square triangle.
-    A padding sees itself, because a softmax over nothing is NaN and NaN x 0 is NaN.
+    A padding token attends to itself, because a softmax over nothing is NaN and NaN x 0 is NaN.
 
     Shapes: left_pad (B,) int64. Returns (T, S), or (B, 1, T, S) with left_pad, or None.
     """
@@ -127,8 +127,8 @@ def positions(
 ) -> Tensor:
     """Position of each new column in its own sequence, so that a padded row counts from its start.
 
-    Shapes: left_pad (B,). Returns int64 (1, T), or (B, T) with left_pad; paddings get a harmless
-    position that no visible token uses the value of.
+    Shapes: left_pad (B,). Returns int64 (1, T), or (B, T) with left_pad; padding gets any valid
+    position, as no other token attends to it.
     """
     columns = torch.arange(start, start + n_new, device=device)[None]  # (1, T)
     if left_pad is None:

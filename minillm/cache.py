@@ -7,8 +7,8 @@ from minillm.errors import UserError
 
 
 class KVCache:
-    """Keys and values of every layer for up to `max_len` columns, written once (and moved by beam
-    search alone, to other rows).
+    """Keys and values of every layer for up to `max_len` columns, each written once (only beam
+    search moves rows).
 
     The model reads `length` (columns filled so far), writes through `update` in every layer and
     calls `advance` once at the end, so layers never disagree about where they are.
@@ -54,7 +54,7 @@ class KVCache:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Appends k, v (B, K, T, Dh) of one layer; returns all columns (B, K, S, Dh), as views
-        where the cache is in their dtype. Errors: UserError if it has not the rows or columns."""
+        where the cache is in their dtype. Errors: UserError if rows or columns do not fit."""
         end = self.length + k.size(2)
         if end > self.max_len or len(k) != self.keys.size(1):
             raise UserError(f"cache: made for {self.keys.size(1)} rows of {self.max_len} columns, "
@@ -70,7 +70,7 @@ class KVCache:
         self.n_prefix += n_virtual
 
     def reorder(self, rows: Tensor) -> None:
-        """Takes the given rows (N,) as the new batch: beam search keeps some, twice or never."""
+        """Keeps the given rows (N,), repeats allowed, as the new batch (beam search)."""
         self.keys, self.values = (self._taken(x, rows) for x in (self.keys, self.values))
 
     def _taken(self, x: Tensor, rows: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device | str
     return model
 
 
-def first_layers(
+def keep_first_layers(
     tensors: dict[str, LazyTensor], blocks: str, have: int, wanted: int | None, where: Path
 ) -> tuple[dict[str, LazyTensor], int]:
     """Drops the tensors of all but the first `wanted` of `have` layers (None: all are wanted),

@@ -54,12 +54,12 @@ class _CrossEntropy(torch.autograd.Function):
         logits, targets, losses = ctx.saved_tensors
         columns = (x[:, None] for x in (targets, losses, grad))
         for part, target, loss, g in zip(*_rows(logits, *columns), strict=True):
-            slope = part.to(grad.dtype)  # (rows, V)
+            dz = part.to(grad.dtype)  # (rows, V)
             # p = p(target) e^(z - z(target)): two small numbers to round, where the logarithm of
             # the row's sum is a large one
-            slope.sub_(slope.gather(-1, target)).sub_(loss).exp_()
-            slope.scatter_(-1, target, torch.expm1(-loss))
-            part.copy_(slope.mul_(g))
+            dz.sub_(dz.gather(-1, target)).sub_(loss).exp_()
+            dz.scatter_(-1, target, torch.expm1(-loss))
+            part.copy_(dz.mul_(g))
         return logits, None
 
 
@@ -97,10 +97,12 @@ class _CutCrossEntropy(torch.autograd.Function):
         device, wide = x.device.type, torch.promote_types(x.dtype, torch.float32)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         rows, column = x.to(dtype), targets  # (N, D); the target's column in the slice, (N, 1)
-        top = x.new_full(targets.shape, float("-inf"), dtype=wide)  # (N, 1): largest logit so far
-        total = torch.zeros_like(top)  # sum of e^(z - top)
-        z_target = torch.full_like(top, float("nan"))  # and stays so for a target that is no token
-        mean = torch.zeros_like(x, dtype=wide)  # (N, D): sum of e^(z - top) W without the target's
+        # (N, 1): the largest logit so far, the sum of e^(z - running_max)
+        running_max = x.new_full(targets.shape, float("-inf"), dtype=wide)
+        total = torch.zeros_like(running_max)
+        z_target = torch.full_like(total, float("nan"))  # stays so for no token
+        # (N, D): the sum of e^(z - running_max) W, without the target's
+        weighted_sum = torch.zeros_like(x, dtype=wide)
         width = _slice_width(rows, len(weight))
         for part, b in zip(*_slices(weight, bias, width), strict=True):
             part = part.to(dtype)  # (v, D)
@@ -110,20 +112,20 @@ class _CutCrossEntropy(torch.autograd.Function):
             z_target = torch.where(here, p.gather(1, at), z_target)
             high = p.amax(1, keepdim=True)
             torch.softmax(p, 1, out=p)
-            new_top = torch.maximum(top, high)
-            fade = torch.exp(top - new_top)  # what was summed so far is now relative to new_top
-            # the slice's sum of e^(z - new_top): its largest p is 1 / sum of e^(z - high)
-            share = torch.exp(high - new_top) / p.amax(1, keepdim=True)
-            total = total * fade + share
+            new_max = torch.maximum(running_max, high)
+            rescale = torch.exp(running_max - new_max)  # of what was summed so far
+            # the slice's sum of e^(z - new_max): its largest p is 1 / sum of e^(z - high)
+            share = torch.exp(high - new_max) / p.amax(1, keepdim=True)
+            total = total * rescale + share
             if ctx.needs_input_grad[0]:
                 p.scatter_(1, at, p.gather(1, at).masked_fill(here, 0))
-                mean.mul_(fade).addcmul_(share, matmul(z.copy_(p), part))
-            top, column = new_top, column - len(part)
-        losses = (top - z_target) + total.log()  # (N, 1)
+                weighted_sum.mul_(rescale).addcmul_(share, matmul(z.copy_(p), part))
+            running_max, column = new_max, column - len(part)
+        losses = (running_max - z_target) + total.log()  # (N, 1)
         if ctx.needs_input_grad[0]:
             # p(target) - 1, as exact as the loss where the model is sure
             own = torch.expm1(-losses) * F.embedding(targets[:, 0], weight)
-            ctx.save_for_backward(mean.div_(total).add_(own))
+            ctx.save_for_backward(weighted_sum.div_(total).add_(own))
             ctx.dtype = x.dtype
         return losses[:, 0]
 

@@ -39,16 +39,16 @@ def _add_method_flags(parser: Parser, targets: str) -> None:
     add("--method", choices=[*METHODS], default="lora", help="what is trained: "
         + "; ".join(f"{name}: {method.about}" for name, method in METHODS.items()))  # fmt: skip
     add("--rank", "--lora-rank", type=whole, default=16,
-        help="LoRA: rows of A; 0 is full fine-tuning")  # fmt: skip
+        help="LoRA: its rank; 0 is full fine-tuning")  # fmt: skip
     add("--alpha", "--lora-alpha", type=amount, default=32,
-        help="LoRA: the update counts alpha / rank")  # fmt: skip
+        help="LoRA: the update is scaled by alpha / rank")  # fmt: skip
     add("--rslora", action="store_true",
-        help="LoRA: the update counts alpha / sqrt(rank), so that ranks share a rate")  # fmt: skip
+        help="LoRA: scale by alpha / sqrt(rank), so that one rate suits all ranks")  # fmt: skip
     add("--lora-dropout", type=share, default=0.05, help="LoRA: dropout on its input")
     add("--targets", default=targets, help=f"LoRA: layers, comma-separated (default: {targets})")
     add("--bottleneck", type=positive, default=16, help="adapters: width")
     add("--virtual-tokens", type=positive, default=20,
-        help="prompt_tuning, prefix_tuning: how many trained columns")  # fmt: skip
+        help="prompt_tuning, prefix_tuning: how many virtual tokens are trained")  # fmt: skip
     add("--prompt-text", default="[SUMMARIZE]",
         help="prompt_tuning, prefix_tuning: the words they start as; '' for random")  # fmt: skip
     add("--prefix-hidden", type=whole, default=0,
@@ -90,8 +90,8 @@ def _add_training_flags(parser: Parser, lr: float) -> None:
     add("--accumulation-steps", "--gradient-accumulation-steps", type=positive, default=8,
         help="forwards in an optimizer step")  # fmt: skip
     add("--pack", type=positive, metavar="TOKENS",
-        help="samples of a step side by side, so many tokens in a forward, each seeing itself "
-        "alone: the same gradient, sooner")  # fmt: skip
+        help="put a step's samples side by side in forwards of up to so many tokens, without "
+        "attention between them: the same gradient, sooner")  # fmt: skip
     add("--weight-decay", type=amount, default=0.0, help="AdamW's, on matrices")
     add("--beta2", type=share, default=0.999, help="AdamW's memory of squared gradients")
     add("--grad-clip", type=amount, default=1.0, help="largest gradient norm, 0 for no limit")
@@ -99,7 +99,7 @@ def _add_training_flags(parser: Parser, lr: float) -> None:
         help="optimizer steps between held-out losses")  # fmt: skip
     add("--patience", type=positive, help="stop after N evaluations without a new best (one after "
         "each epoch, unless --eval-every says otherwise)")  # fmt: skip
-    add("--seed", type=whole, default=0, help="of what starts at random, of order and dropout")
+    add("--seed", type=whole, default=0, help="of initialisation, data order and dropout")
     add("--precision", choices=["auto", *DTYPES], default="auto",
         help="of matrix products; auto: bf16 where it runs in hardware")  # fmt: skip
     add("--frozen-dtype", choices=["auto", *DTYPES], default="auto",

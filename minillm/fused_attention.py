@@ -35,7 +35,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float 
     if _is_slow_alone(q):
         q = F.pad(q, (0, 0, 0, 1))  # (B, H, 2, Dh)
     if q.is_cuda and not _flash_takes(q, mask):  # other fused kernels take no grouped heads
-        k, v = for_every_head(k, q), for_every_head(v, q)
+        k, v = repeat_kv(k, q), repeat_kv(v, q)
     grouped = q.size(1) != k.size(1)
     out = F.scaled_dot_product_attention(
         q, k, v, mask, dropout, is_causal=causal, enable_gqa=grouped
@@ -55,13 +55,13 @@ def _flash_takes(q: Tensor, mask: Tensor | None) -> bool:
     return mask is None and q.dtype.itemsize == 2 and has_native_bf16(q.device)
 
 
-def for_every_head(x: Tensor, q: Tensor) -> Tensor:
+def repeat_kv(x: Tensor, q: Tensor) -> Tensor:
     """Keys or values (B, K, S, Dh), each repeated for the query heads that share it."""
     return x if x.size(1) == q.size(1) else x.repeat_interleave(q.size(1) // x.size(1), dim=1)
 
 
-def hidden_columns(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """What scores are raised by, (T, S) or (B, 1, T, S): 0 where a query may look, else -inf."""
+def additive_mask(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """What scores are raised by, (T, S) or (B, 1, T, S): 0 where a query attends, else -inf."""
     if mask is None:
         n_new, n_columns = q.size(2), k.size(2)
         return q.new_full((n_new, n_columns), float("-inf")).triu(n_columns - n_new + 1)
@@ -93,10 +93,10 @@ class _FusedForward(torch.autograd.Function):
         q, k, v, mask = ctx.saved_tensors
         n_new, n_columns = q.size(2), k.size(2)
         q, k, v, grad = _pad_columns(q, k, v, mask, grad)
-        hidden = hidden_columns(q, k, mask)  # (T, S) or (B, 1, T, S)
-        hidden = hidden.expand(len(q), 1, -1, -1)
+        mask_bias = additive_mask(q, k, mask)  # (T, S) or (B, 1, T, S)
+        mask_bias = mask_bias.expand(len(q), 1, -1, -1)
         n = max(1, 2**20 // max(1, q.size(1) * q.size(2) * k.size(2)))  # texts at a time
-        parts = zip(*(x.split(n) for x in (q, k, v, hidden, grad)), strict=True)
+        parts = zip(*(x.split(n) for x in (q, k, v, mask_bias, grad)), strict=True)
         found = [_explicit_gradients(*part) for part in parts]
         dq, dk, dv = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
         return dq[:, :, :n_new], dk[:, :, :n_columns], dv[:, :, :n_columns], None
@@ -115,16 +115,16 @@ def _pad_columns(
 
 
 def _explicit_gradients(
-    q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, grad: Tensor
+    q: Tensor, k: Tensor, v: Tensor, mask_bias: Tensor, grad: Tensor
 ) -> tuple[Tensor, ...]:
     """Of q, k and v, where `grad` (B, H, T, Dh) is that of the output."""
     n_keys, scale = k.size(1), 1 / math.sqrt(q.size(-1))
-    k, v, q = for_every_head(k, q), for_every_head(v, q), q * scale  # (B, H, S or T, Dh)
-    weights = torch.softmax((q @ k.transpose(-2, -1)).add_(hidden), -1)  # (B, H, T, S)
+    k, v, q = repeat_kv(k, q), repeat_kv(v, q), q * scale  # (B, H, S or T, Dh)
+    weights = torch.softmax((q @ k.transpose(-2, -1)).add_(mask_bias), -1)  # (B, H, T, S)
     dv = weights.transpose(-2, -1) @ grad
-    slope = grad @ v.transpose(-2, -1)  # of the weights, then of the scores
-    slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype)
-    dq, dk = slope @ k * scale, slope.transpose(-2, -1) @ q
+    ds = grad @ v.transpose(-2, -1)  # of the weights, then of the scores
+    ds = torch.ops.aten._softmax_backward_data(ds, weights, -1, weights.dtype)
+    dq, dk = ds @ k * scale, ds.transpose(-2, -1) @ q
     if n_keys < q.size(1):
         dk, dv = (x.unflatten(1, (n_keys, -1)).sum(2) for x in (dk, dv))  # (B, K, S, Dh)
     return dq, dk, dv

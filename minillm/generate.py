@@ -13,7 +13,7 @@ from minillm.linear import pack_weights, unpack_weights
 from minillm.sampling import Sampling, penalize_repetition, random_streams, sample_next_token
 from minillm.text_stream import StopStrings
 
-LONG = 64  # new tokens from which on copies of the weights pay (pack_weights)
+LONG = 64  # from so many new tokens on, packed copies of the weights pay (pack_weights)
 
 
 class Step(NamedTuple):
@@ -39,14 +39,14 @@ def generate(
     min_p: float | None = None,
     stop: StopStrings | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, the closing `eos_id` included where a row came to its end; or
-    up to the token that completes a stop string (`stop.cut` takes it off the text).
+    """The new tokens of each prompt, including `eos_id` where a row ended with it; or up to the
+    token that completes a stop string (`stop.cut` takes it off the text).
 
     Rows may differ in length: a ragged batch gives what each prompt gives alone. Row i draws from
     its own stream, seed + i, so a sample does not depend on its neighbours. Generation stops at
     `max_new_tokens`, or for all rows where the longest fills the model's context.
-    Merges LoRA for the time it runs, where the weights keep the update (`eval_exactly`), and puts
-    the model back into the mode it was in.
+    Merges LoRA while it runs, unless 16-bit rounding would lose the update (`eval_exactly`), and
+    restores every module's mode.
 
     Shapes: prompt (P, D), a soft prompt before every row. Units: max_new_tokens in tokens.
     Errors: UserError for an empty prompt, one that leaves no room in the context, or a sampling
@@ -97,7 +97,7 @@ def generate_steps(
             for n in range(max_new_tokens):
                 if n == 1 and cache is not None and max_new_tokens >= LONG:
                     pack_weights(model)  # after the prefill, whose many rows need no copies
-                with torch.inference_mode():  # of a token, no_grad would take 2 to 3 % more
+                with torch.inference_mode():  # no_grad would cost 2 to 3 % more a token
                     logits = next_logits(model, tokens, cache, left_pad, prompt)  # (B, V)
                     penalty = sampling.repetition_penalty
                     penalized = penalize_repetition(logits, tokens, left_pad, penalty, eos_id)

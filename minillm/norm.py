@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 
 def without_autocast(x: Tensor):
-    """A context for a norm: a GPU's autocast would take an fp32 copy of x, keep it for backward and
-    give fp32 on. (The kernels compute the mean in fp32 by themselves.)"""
+    """A context for a norm: a GPU's autocast would upcast x to fp32, keep the copy for backward and
+    return fp32. (The kernels compute the mean in fp32 by themselves.)"""
     on = torch.is_autocast_enabled(x.device.type)
     return torch.autocast(x.device.type, enabled=False) if on else nullcontext()
 

@@ -87,7 +87,7 @@ def show_memory(memory: dict) -> None:
     if memory["reserved"] is not None:
         print(f"  {'reserved on the GPU':<24}{'':12}{memory['reserved']:12.1f}")
     predicted, measured = memory["KV cache"]
-    print(f"  {'KV cache of ' + str(memory['columns']) + ' columns':<24}{predicted:12.1f}"
+    print(f"  {'KV cache of ' + str(memory['columns']) + ' tokens':<24}{predicted:12.1f}"
           f"{measured:12.1f}")  # fmt: skip
     blocks = [f"{mib:.1f}" for name, mib in memory["activations of"].items() if "block" in name]
     if blocks:

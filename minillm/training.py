@@ -58,10 +58,10 @@ def train(
     model.train()  # before the optimizer: it must hold the weights, not what LoRA has merged
     optimizer, scaler = make_optimizer(model, settings), precision.scaler()
     progress = restore(run, model, optimizer, scaler)
-    epoch = batches.groups_per_epoch(settings.accumulation_steps)
-    groups = settings.epochs * epoch
-    every = settings.eval_every or (epoch if settings.patience else None)
-    last_step = min(groups, settings.max_iters or groups)
+    steps_per_epoch = batches.groups_per_epoch(settings.accumulation_steps)
+    n_steps = settings.epochs * steps_per_epoch
+    every = settings.eval_every or (steps_per_epoch if settings.patience else None)
+    last_step = min(n_steps, settings.max_iters or n_steps)
     if progress.before is None and held_out is not None:
         progress.before = evaluate(model, loss_fn, held_out, precision)
     ended = progress.step >= last_step or out_of_patience(progress, settings)
@@ -79,7 +79,7 @@ def train(
                     loss_sum, loss_count, *more = loss_fn(model, moved)
                 scaler.scale(loss_sum).backward()
                 summed += float(loss_sum.detach())
-                del loss_sum  # kept, it would lie amid the memory that backward has freed
+                del loss_sum  # else it splits the memory that backward has freed
                 count += int(loss_count)
                 n_tokens += count_tokens(batch)
                 supervised += count_labels(batch, loss_count)
@@ -112,7 +112,7 @@ def train(
                 row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
                 note_held_out(row, progress, model, run)
                 ended |= out_of_patience(progress, settings)
-            stop = asked.signal  # read once: what comes after the save is for the next step
+            stop = asked.signal  # read once: a signal during the save is the next step's
             if run is not None:
                 run.log(row)
                 due = time.monotonic() - saved > 60 * settings.save_every

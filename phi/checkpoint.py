@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, first_layers
+from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, keep_first_layers
 from minillm.errors import UserError
 from minillm.files import Fields, write_json
 from minillm.hub import Official
@@ -36,7 +36,7 @@ def load_phi(
     """
     path = Path(path)
     config, tensors = open_hf(path)
-    tensors, n_layers = first_layers(tensors, "layers", config.n_layers, n_layers, path)
+    tensors, n_layers = keep_first_layers(tensors, "layers", config.n_layers, n_layers, path)
     config = replace(config, n_layers=n_layers)
     text = PhiTokenizer(tokenizer or find_tokenizer(path))
     check_tokenizer(text, config.vocab_size, path)

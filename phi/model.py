@@ -104,7 +104,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.dim, kv_dim)
         self.dense = Linear(config.dim, config.dim)
 
-    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q (B, H, T, Dh), k and v (B, K, T, Dh), with q and k rotated in part."""
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, Dh)
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, K, T, Dh)
@@ -143,7 +143,7 @@ class Block(nn.Module):
         layer: int,
     ) -> Tensor:
         normed = self.input_layernorm(x)  # (B, T, D)
-        q, k, v = self.self_attn.heads(normed, rope)
+        q, k, v = self.self_attn.qkv(normed, rope)
         if cache is not None:
             k, v = cache.update(layer, k, v)  # (B, K, S, Dh): the past, then the new columns
         attended = causal_attention(q, k, v, mask, mode)  # (B, T, H * Dh)
@@ -156,7 +156,7 @@ class Phi(nn.Module):
     FAN_IN_FAN_OUT = False  # Hugging Face stores linear layers as (out, in), like ours
     BRANCH_ENDS = ("self_attn.dense", "mlp.fc2")  # of every block: where adapters go
     HEAD = "lm_head"  # where it is not tied
-    product = staticmethod(linear)  # x W^T of a tied head; generate may put a faster one here
+    product = staticmethod(linear)  # the tied head's x W^T; pack_weights swaps in a faster one
 
     def __init__(self, config: PhiConfig):
         super().__init__()
@@ -194,12 +194,12 @@ class Phi(nn.Module):
     ) -> Tensor:
         """Next-token logits; the same path trains, generates without a cache and with one.
 
-        Shapes: tokens (B, T) int64; left_pad (B,) paddings that each row begins with; prompt
+        Shapes: tokens (B, T) int64; left_pad (B,) padding tokens at the start of each row; prompt
         (P, D) soft prompt put before the first token; logits_at (B, T) bool; segments the lengths
         of texts that stand side by side in T columns, each with positions and attention of its
-        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; given the tokens that
-        those predict, `targets` (N,), the cross-entropy of each, (N,), and no logits. Advances the
-        cache by P + T columns. Errors: UserError when the columns exceed max_seq_len.
+        own. Returns (B, T, V), or (N, V) for the N positions of logits_at; with `targets` (N,), the
+        tokens which those predict, their cross-entropies (N,) instead of logits. Advances the cache
+        by P + T columns. Errors: UserError when the columns exceed max_seq_len.
         """
         x = self.embed_tokens(tokens)  # (B, T, D)
         context = self.config.max_seq_len

@@ -124,7 +124,7 @@ def scale_of(settings: dict) -> float | None:
     options = MethodOptions(
         rank=rank, alpha=settings["alpha"], rslora=settings.get("rslora", False)
     )
-    return options.alpha_over_rank / rank if rank else None
+    return options.effective_alpha / rank if rank else None
 
 
 def train_and_measure(folder: Path, flags: list[str], measured: list[str]) -> dict:

@@ -38,7 +38,7 @@ def parse_args(argv=None):
     targets = {name: ",".join(family.targets) for name, family in FAMILIES.items()}
     parser.add_argument("--model", choices=[*FAMILIES], default="llama", help="kind of model")
     parser.add_argument("--beta", type=above_zero, default=0.1,
-        help="how dear it is to leave the reference")  # fmt: skip
+        help="strength of the KL penalty: the higher, the closer to the reference")  # fmt: skip
     add_flags(parser, "; ".join(f"{names} for {name}" for name, names in targets.items()), LR)
     parser.set_defaults(task="preferences", batch_size=8, accumulation_steps=1, targets=None,
                         lora_dropout=0.0)  # fmt: skip

@@ -48,7 +48,7 @@ class LoRALinear(Linear):
         self.has_weights_merged = False
         if lora_rank > 0:
             self._add_factors(lora_rank, lora_alpha, lora_dropout)
-        self.reset_parameters()  # the base once more: the course's checks count on these draws
+        self.reset_parameters()  # the base once more: the course's checks expect these draws
 
     def _add_factors(self, rank: int, alpha: float, dropout: float) -> None:
         wide = torch.promote_types(self.weight.dtype, torch.float32)

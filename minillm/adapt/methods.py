@@ -36,7 +36,7 @@ class MethodOptions:
     untie: bool = False  # last_layer: train a copy of a tied head, not the embedding with it
 
     @property
-    def alpha_over_rank(self) -> float:
+    def effective_alpha(self) -> float:
         """LoRA's alpha as the layers count it, which divide it by the rank."""
         return self.alpha * self.rank**0.5 if self.rslora else self.alpha
 
@@ -136,7 +136,7 @@ def add_biases(model: nn.Module) -> None:
 
 def lora(model: nn.Module, tokenizer, options: MethodOptions) -> tuple[nn.Module, str]:
     """Low-rank updates of the named layers. Errors: UserError as add_lora, and for alpha 0."""
-    rank, alpha = options.rank, options.alpha_over_rank
+    rank, alpha = options.rank, options.effective_alpha
     if alpha == 0:
         raise UserError("--alpha 0: the update would count for nothing; give a positive number")
     counted = f"{options.alpha:g} x sqrt(rank) = " if options.rslora else ""
