@@ -14,11 +14,7 @@ from minillm.errors import UserError
 
 def read_json(path: Path) -> dict | list:
     """A JSON file. Errors: UserError naming the file and the line of the fault."""
-    return parse_json(read_text(path), path)
-
-
-def parse_json(text: str, path: Path) -> dict | list:
-    """What a file's text says. Errors: UserError naming the file and the line of the fault."""
+    text = read_text(path)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

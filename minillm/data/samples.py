@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minillm.errors import UserError
-from minillm.files import check_readable, parse_json, read_text
+from minillm.files import check_readable, read_json
 
 SPLITS = ("train", "validation", "test")
 
@@ -113,17 +113,20 @@ def read_rows(path: Path) -> Rows:
 
     Errors: UserError for a broken list (with its line) and for a file without rows.
     """
-    text = read_text(path)
-    if text.lstrip().startswith("["):
-        rows = [(row, f"{path}: row {n}") for n, row in enumerate(parse_json(text, path), 1)]
+    check_readable(path)
+    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if raw.lstrip().startswith(b"["):
+        rows = [(row, f"{path}: row {n}") for n, row in enumerate(read_json(path), 1)]
     else:
         rows = []
-        for number, line in enumerate(text.split("\n"), 1):
+        for number, line in enumerate(raw.split(b"\n"), 1):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode())
+            except UnicodeDecodeError:
+                row = UserError(f"{where}: not UTF-8 text; convert the file, or remove it")
             except json.JSONDecodeError as error:
                 row = UserError(f"{where}: broken JSON ({error.msg}); fix or remove it")
             except (RecursionError, ValueError):
@@ -218,7 +221,7 @@ def read_csv_rows(path: Path) -> Rows:
     """
     csv.field_size_limit(2**31 - 1)  # an article may be longer than the library expects
     check_readable(path)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         empty = True
         try:
@@ -231,10 +234,12 @@ def read_csv_rows(path: Path) -> Rows:
                     continue
                 lines = {k: v.replace("\r\n", "\n") if isinstance(v, str) else v
                          for k, v in row.items()}  # fmt: skip
+                try:
+                    "".join(map(str, row.values())).encode()
+                except UnicodeEncodeError:  # of the bytes that were no text
+                    lines = UserError(f"{where}: not UTF-8 text; convert the file, or remove it")
                 yield lines, where
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: broken CSV ({error}); fix it") from None
-        except UnicodeDecodeError:
-            read_text(path)  # says where
     if empty:
         raise UserError(f"{path}: no samples in this file; give one with at least two")

@@ -173,6 +173,24 @@ def test_a_missing_or_empty_column_is_named_with_its_line(tmp_path, change, colu
         TASKS["cnn_dailymail"].read(path, SUMMARY)
 
 
+@pytest.mark.parametrize("task", ["cnn_dailymail", "tldr"])
+def test_a_row_that_is_no_utf8_is_named_or_left_out_alone(tmp_path, task):
+    if task == "tldr":
+        path = tmp_path / "p.jsonl"
+        path.write_text("\n".join(json.dumps(post(i)) for i in range(40)))
+    else:
+        path = write_csv(tmp_path / "a.csv", [article(i) for i in range(40)])
+    content = path.read_bytes()
+    for mark in (b"word20x3", b"Title 20"):
+        content = content.replace(mark, b"caf\xe9")
+    path.write_bytes(content)
+    template, bad = TEMPLATES[TASKS[task].template], []
+    with pytest.raises(UserError, match=rf"{path.name}:\d+: not UTF-8"):
+        TASKS[task].read(path, template)
+    splits = TASKS[task].read(path, template, bad)
+    assert len(bad) == 1 and sum(map(len, vars(splits).values())) == 39
+
+
 @pytest.mark.parametrize("content", ["", "article,highlights\n", 'article,highlights\n"a'])
 def test_an_empty_or_broken_csv_is_named(tmp_path, content):
     (tmp_path / "a.csv").write_text(content)
