@@ -35,6 +35,7 @@ from minillm.plots import plot_spectrum
 from minillm.precision import DTYPES, choose_device, choose_precision
 from minillm.runs import fresh_folder
 from minillm.training import evaluate
+from tools.evaluate import read_data
 from tools.models import ModelOptions, family_of, load_model
 
 RANKS = [1, 2, 4, 8, 16, 32, 64]
@@ -184,10 +185,9 @@ def held_out_rows(
     """
     kind = TASKS[task]
     template = (template or find_template(kind.template)).check_field(kind.field)
-    splits = kind.splits(path, template, 1, n)
-    # of some stand-ins only the test split is the same, whatever sizes a training asked for
-    unseen = splits.test if kind.has_test else splits.validation
-    held_out = encode_samples(unseen[:n], tokenizer, max_length)
+    split = "test" if kind.has_test else "validation"
+    samples, _ = read_data(task, path, split, template, n, skip_bad=False)
+    held_out = encode_samples(samples, tokenizer, max_length)
     if not held_out.rows:
         raise UserError(f"{path or 'tinyworld'}: no held-out sample fits; give more of them")
     return held_out, template
