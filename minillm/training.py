@@ -162,13 +162,12 @@ def broken_step(
     rows = batches.numbers(progress.step, settings.accumulation_steps)
     numbers = [*dict.fromkeys(str(row // batches.rows_of_a_sample + 1) for row in rows)]
     shown = ", ".join(numbers[:8]) + (", ..." if len(numbers) > 8 else "")
-    newest, last = run.newest() if run is not None else None, "no checkpoint was written yet"
-    good = None if newest is None else run.newest(before=progress.step)
-    if newest is not None and newest == good:
-        last = f"the last good checkpoint is {good}"
-    elif newest is not None:
-        remedy = f"remove it to resume from {good}" if good else "start again with --overwrite"
-        last = f"{newest} is of the weights that gave this: should they again, {remedy}"
+    newest = run.newest() if run is not None else None
+    good = run.newest(before=progress.step) if newest else None
+    last = f"the last good checkpoint is {good}" if good else "there is no last good checkpoint"
+    if newest != good:
+        remedy = "remove that to resume" if good else "start again with --overwrite"
+        last += f", for {newest} is of the weights that gave this; {remedy}"
     return NumericError(
         f"the {what} (training samples {shown}); lower --lr, or use --precision fp32; {last}"
     )
