@@ -73,7 +73,7 @@ def load_llama(
 
 def open_checkpoint(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     """Config and tensors (none loaded yet, in our names) of any layout, known by its files."""
-    if path.suffix in (".safetensors", ".pth"):
+    if path.suffix in (".safetensors", ".pth") and path.is_file():
         raise UserError(f"{path}: a file of weights alone; give the folder it is in")
     if path.is_file():
         return open_llama2c(path)

@@ -41,9 +41,9 @@ def friendly_errors():
     """Turns the exceptions of a script's body into one line on stderr and an exit code."""
     in_main = threading.current_thread() is threading.main_thread()
     kept = signal.signal(signal.SIGTERM, _stop) if in_main else None
-    if in_main:  # by then all is done or told: a traceback of Python's own end tells nothing
+    if in_main:  # by then all is done and told: Ctrl-C shall not add a traceback of Python's exit
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    if hasattr(sys.stdout, "reconfigure"):  # text that the terminal's encoding lacks
+    if getattr(sys.stdout, "errors", None) == "strict":  # on what the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield

@@ -120,8 +120,6 @@ def prepare_data(
     return Data(*encoded, sides[1], kind.labels, template)
 
 
-
-
 def begin(
     job: Job, loss_fn: LossFn, options: RunOptions, name: str, settings: dict
 ) -> Run | None:

@@ -128,6 +128,8 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
         args.checkpoint = began.get("checkpoint")
     if args.out_dir and not args.dry_run:  # before anything is loaded
         check_folder(Path(args.out_dir), args.resume, args.overwrite)
+    if args.resume and args.out_dir is None:
+        raise UserError("--resume: no run is named; add --out-dir FOLDER")
     if args.keep_last and args.no_save:
         raise UserError("--keep-last and --no-save contradict each other; give one of them")
     if args.compile and not shutil.which(os.environ.get("CXX", "g++")):

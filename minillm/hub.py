@@ -121,7 +121,7 @@ def _fetch_file(official: Official, file: str, folder: Path, endpoint, token) ->
         why = "the hub cannot be reached"
         raise UserError(_no_network(official, file, folder, endpoint, why)) from None
     except errors.OfflineModeIsEnabled:
-        why = "HF_HUB_OFFLINE forbids to ask the hub"
+        why = "HF_HUB_OFFLINE forbids asking the hub; unset it"
         raise UserError(_no_network(official, file, folder, endpoint, why)) from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "an error")

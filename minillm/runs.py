@@ -85,7 +85,6 @@ class Run:
         refused stays as it was."""
         write_json(self.folder / "config.json", self.config)
 
-
     def _check_goes_on(self) -> None:
         """A run that was stopped before its first checkpoint begins again; one that came to its end
         without any would lose its log by that."""
@@ -145,7 +144,7 @@ class Run:
             torch.save({"weights": weights, "step": step}, temporary)
 
     def newest(self, before: int | None = None) -> Path | None:
-        """The newest checkpoint (of a step before this one), if there is one."""
+        """The newest checkpoint (but for that of step `before`), if there is one."""
         too_new = None if before is None else f"step_{before:06d}.pt"
         return next((path for path in self._checkpoints() if path.name != too_new), None)
 
@@ -268,10 +267,11 @@ def read_metrics(path: Path) -> list[dict]:
 
 def fresh_folder(root: str | Path, name: str) -> Path:
     """Makes the first of root/name-001, root/name-002, ... that no process has made."""
+    Path(root).mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         folder = Path(root) / f"{name}-{number:03d}"
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
 
 

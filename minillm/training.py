@@ -166,8 +166,8 @@ def broken_step(
     good = run.newest(before=progress.step) if newest else None
     last = f"the last good checkpoint is {good}" if good else "there is no last good checkpoint"
     if newest != good:
-        remedy = "remove that to resume" if good else "start again with --overwrite"
-        last += f", for {newest} is of the weights that gave this; {remedy}"
+        remedy = "remove it if it fails again" if good else "start again with --overwrite"
+        last += f"; {newest} holds the weights that gave this, {remedy}"
     return NumericError(
         f"the {what} (training samples {shown}); lower --lr, or use --precision fp32; {last}"
     )

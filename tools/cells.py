@@ -14,14 +14,16 @@ from pathlib import Path
 import torch
 
 from minillm.adapt.methods import MethodOptions, adapt
+from minillm.adapt.prompts import check_virtual
 from minillm.cli import Parser, share
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
 from minillm.errors import NumericError, UserError
 from minillm.family import Family
 from minillm.files import read_json, write_json
-from minillm.finetune import load_base
+from minillm.finetune import frozen_dtype, load_base
 from minillm.flags import add_flags, parse
+from minillm.precision import choose_device, choose_precision
 
 
 class OutOfMemory(UserError):
@@ -66,18 +68,23 @@ def split_flags(text: str, where: str) -> list[str]:
 
 
 def check_run(family: Family, flags: list[str]) -> None:
-    """Errors: UserError for flags with which a fine-tuning could not begin: unknown ones, wrong
-    values, and what the method asks of a model that has it not. No weight is read."""
+    """Errors: UserError for flags that a fine-tuning of this kind of model does not take, wrong
+    values, and what the method needs and the model lacks. No weight is loaded, no data read."""
     parser = Parser("")
-    parser.add_argument("--dropout", type=share)  # GPT-2's own
     add_flags(parser, ",".join(family.targets), 0.0)
+    if family.name == "gpt2":
+        parser.add_argument("--dropout", type=share)
     with contextlib.redirect_stderr(io.StringIO()):  # its warnings are for the run itself
         args = parse(parser, flags, 0.0)
+        precision = choose_precision(args.precision, choose_device(args.device))
+        frozen_dtype(args.frozen_dtype, args.method, precision.dtype)
+        find_template(args.template or TASKS[args.task].template, TASKS[args.task].field)
         where = (args.checkpoint, args.init, args.layers, args.tokenizer)
         model, tokenizer, _ = load_base(family, *where, torch.float32, torch.device("meta"))
-        find_template(args.template or TASKS[args.task].template, TASKS[args.task].field)
-        options = MethodOptions.from_flags(vars(args) | {"prompt_text": ""})  # runs no model
-        adapt(model, tokenizer, args.method, options)
+        if args.method == "prefix_tuning":  # which would run the model for its start
+            check_virtual(model, args.virtual_tokens)
+        else:
+            adapt(model, tokenizer, args.method, MethodOptions.from_flags(vars(args)))
 
 
 def run_script(script: Path, folder: Path, flags: list[str]) -> None:

@@ -14,6 +14,7 @@ Ends with exit code 1 if one is broken.
 
 import contextlib
 import io
+import math
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from minillm import add_lora, mark_only_lora_as_trainable
 from minillm.adapt.lora import lora_layers
 from minillm.cli import Parser, add_model_flags, positive
-from minillm.errors import UserError, friendly_errors
+from minillm.errors import NumericError, UserError, friendly_errors
 from minillm.memory import MIB, free_mib
 from minillm.peft_format import load_adapter
 from minillm.precision import DTYPES, choose_device, choose_precision
@@ -116,7 +117,7 @@ def check_memory(checkpoint: Path, layers: int | None, tokenizer, device: torch.
 
 def prove(promises: dict[str, Promise], subject_in, dtype: torch.dtype) -> list[Finding]:
     """Measures each promise in float64, then in `dtype`; `subject_in(dtype)` makes the model."""
-    errors, reasons = {}, {}
+    errors, reasons, failed = {}, {}, {}
     seconds = dict.fromkeys(promises, 0.0)
     bar = tqdm(total=2 * len(promises), desc="prove", unit="promise", leave=False)
     for kind in (torch.float64, dtype):
@@ -128,8 +129,11 @@ def prove(promises: dict[str, Promise], subject_in, dtype: torch.dtype) -> list[
             if reasons[name] or (kind == torch.float64 and not promise.in_float64):
                 continue
             began = time.perf_counter()
-            with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own
-                errors[name, kind] = promise.measure(subject)
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own
+                    errors[name, kind] = promise.measure(subject)
+            except (UserError, NumericError) as error:  # of what it makes itself: nobody's input
+                errors[name, kind], failed[name] = math.inf, str(error)
             seconds[name] += time.perf_counter() - began
         del subject
     bar.close()
@@ -139,7 +143,8 @@ def prove(promises: dict[str, Promise], subject_in, dtype: torch.dtype) -> list[
         holds = (logic or 0.0) <= LOGIC and (rounding or 0.0) <= (
             0.0 if promise.exact else ROUNDING[dtype]
         )
-        findings.append(Finding(name, logic, rounding, reasons[name], holds, seconds[name]))
+        reason = failed.get(name, reasons[name])
+        findings.append(Finding(name, logic, rounding, reason, holds, seconds[name]))
     return findings
 
 
@@ -152,7 +157,7 @@ def show(findings: list[Finding], dtype: str) -> None:
         about = PROMISES[f.name].about + (f" ({f.reason})" if f.reason else "")
         print(f"{f.name:<14}{logic:>16}{rounding:>20}{f.seconds:9.1f}  {verdict:<8} {about}")
     broken = [f.name for f in findings if not f.holds]
-    tried = sum(f.reason is None for f in findings)
+    tried = sum(f.reason is None or not f.holds for f in findings)
     if tried == 0:
         why = findings[0].reason
         raise UserError(f"{findings[0].name}: does not apply ({why}); ask for another")

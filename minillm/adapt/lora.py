@@ -6,6 +6,7 @@ Source: Hu et al. 2021. The layer itself is in lora_linear.py.
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def _check_target(name: str, module: nn.Module, parts: list[str], rank: int) -> 
         raise UserError(f"{name}: a {type(module).__name__}, not a linear layer of the plain "
                         "model; choose another")  # fmt: skip
     largest = largest_rank(module, bool(parts))
-    if not isinstance(rank, int) or not 1 <= rank <= largest:
+    if not isinstance(rank, Integral) or not 1 <= rank <= largest:
         raise UserError(f"{name}: rank {rank} must be a whole number between 1 and {largest}; "
                         "change the rank")  # fmt: skip
 

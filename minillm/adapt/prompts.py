@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from minillm.adapt.lora import evaluating
 from minillm.cache import KVCache
 from minillm.errors import UserError
 
@@ -178,8 +179,7 @@ def prefix_of_text(model: nn.Module, ids: list[int]) -> Tensor:
     that is, to the bit of rounding, those tokens before every text."""
     device = next(model.parameters()).device
     cache = model.new_cache(1, len(ids))
-    was_training = model.training
-    model.eval()(torch.tensor([ids], device=device), cache)
-    model.train(was_training)
+    with evaluating(model):
+        model(torch.tensor([ids], device=device), cache)
     both = torch.stack((cache.keys[:, 0], cache.values[:, 0]), 1)  # (L, 2, K, P, Dh)
     return both.permute(3, 0, 1, 2, 4).float().contiguous()

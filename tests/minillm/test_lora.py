@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -335,6 +336,10 @@ def test_what_cannot_be_adapted_is_named_and_nothing_changes(arguments, message)
     with pytest.raises(UserError, match=message):
         add_lora(model, **({"targets": ("wq",)} | arguments))
     assert [type(m) for m in model.modules()] == before
+
+
+def test_a_rank_may_be_a_whole_number_of_any_kind():
+    assert add_lora(Llama(small_config()), ("wq",), rank=np.int64(4)) == 2
 
 
 def test_wrapping_twice_is_an_error_that_names_the_module(model):

@@ -354,7 +354,7 @@ def test_weights_that_give_no_number_are_not_called_good(tmp_path):
 
     settings = TrainSettings(accumulation_steps=1, save_every=0)
     run = Run(tmp_path / "run", {})
-    with pytest.raises(NumericError, match=r"good checkpoint is .*_000001.*for .*_000002\.pt"):
+    with pytest.raises(NumericError, match=r"good checkpoint is .*_000001.*; .*_000002\.pt holds"):
         train(lora_model(), poisoned, Batches(ragged_rows(4), 1, 0), None, settings, FP32, run)
 
 

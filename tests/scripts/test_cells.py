@@ -2,8 +2,10 @@
 
 import pytest
 
+from minillm.adapt.methods import METHODS
 from minillm.errors import NumericError, UserError
-from tools.cells import OutOfMemory, run_script
+from tools.cells import OutOfMemory, check_run, run_script
+from tools.models import FAMILIES
 
 ENDS = {
     "killed by the system": ("import os; os.kill(os.getpid(), 9)", OutOfMemory),
@@ -32,3 +34,20 @@ def test_a_run_that_ended_is_not_done_again(tmp_path):
     (tmp_path / "cell").mkdir()
     (tmp_path / "cell" / "summary.json").write_text("{}")
     run_script(tmp_path / "no such script.py", tmp_path / "cell", [])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_method_may_begin_on_every_model(family, method):
+    check_run(family, ["--method", method, "--add-biases"])
+
+
+@pytest.mark.parametrize("flags", [
+    ["--rank", "999"], ["--targets", "nope"], ["--bottleneck", "x"],
+    ["--method", "prefix_tuning", "--virtual-tokens", "600"],
+    ["--template", "poem"], ["--dropout", "0.1"], ["--device", "abacus"],
+    ["--method", "full", "--frozen-dtype", "bf16"],
+])  # fmt: skip
+def test_a_run_that_could_not_begin_is_refused_before_any(flags):
+    with pytest.raises(UserError):
+        check_run(next(family for family in FAMILIES if family.name == "llama"), flags)

@@ -175,6 +175,14 @@ def test_a_planted_bug_is_caught_by_the_promise_it_breaks(name, folder, monkeypa
     assert ended.value.code == 1 and f"BROKEN: {name}" in capsys.readouterr().out
 
 
+def test_a_fault_that_is_refused_elsewhere_is_broken_and_not_the_users(folder, monkeypatch, capsys):
+    """A base that unmerging has changed is another base to the adapter that is then saved."""
+    unmerging_by_subtraction(monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        run(folder)
+    assert ended.value.code == 1 and "toggled" in capsys.readouterr().out.split("BROKEN: ")[1]
+
+
 def test_a_model_too_large_for_float64_is_refused_with_its_size(folder, monkeypatch):
     from minillm.errors import UserError
 
