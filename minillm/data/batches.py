@@ -155,7 +155,7 @@ class Batches:
     gradient, fewer and fuller products. Source: Krell et al. 2021.
     """
 
-    rows_of_a_sample = 1
+    rows_of_a_sample = 1  # two where samples are pairs
 
     def __init__(
         self,

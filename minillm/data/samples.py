@@ -126,7 +126,7 @@ def read_rows(path: Path) -> Rows:
             try:
                 row = json.loads(line.decode())
             except UnicodeDecodeError:
-                row = UserError(f"{where}: not UTF-8 text; convert the file, or remove it")
+                row = UserError(f"{where}: not UTF-8 text; convert or remove the row")
             except json.JSONDecodeError as error:
                 row = UserError(f"{where}: broken JSON ({error.msg}); fix or remove it")
             except (RecursionError, ValueError):
@@ -237,7 +237,7 @@ def read_csv_rows(path: Path) -> Rows:
                 try:
                     "".join(map(str, row.values())).encode()
                 except UnicodeEncodeError:  # of the bytes that were no text
-                    lines = UserError(f"{where}: not UTF-8 text; convert the file, or remove it")
+                    lines = UserError(f"{where}: not UTF-8 text; convert or remove the row")
                 yield lines, where
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: broken CSV ({error}); fix it") from None
