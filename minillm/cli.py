@@ -137,7 +137,7 @@ def _join(argv: Iterable[str]) -> list[str]:
     value for the next flag."""
     words: list[str] = []
     for word in argv:
-        if words and words[-1] in ("--train-flags", "--full-flags"):
+        if words and re.fullmatch(r"--[\w-]+-flags", words[-1]):
             words[-1] += f"={word}"
         else:
             words.append(word)

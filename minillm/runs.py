@@ -143,10 +143,10 @@ class Run:
         with atomic_file(self.folder / "best.pt", _n_bytes(weights)) as temporary:
             torch.save({"weights": weights, "step": step}, temporary)
 
-    def newest(self, before: int | None = None) -> Path | None:
-        """The newest checkpoint (but for that of step `before`), if there is one."""
-        too_new = None if before is None else f"step_{before:06d}.pt"
-        return next((path for path in self._checkpoints() if path.name != too_new), None)
+    def newest(self, besides: int | None = None) -> Path | None:
+        """The newest checkpoint besides that of a step, if there is one."""
+        left_out = None if besides is None else f"step_{besides:06d}.pt"
+        return next((path for path in self._checkpoints() if path.name != left_out), None)
 
     def load_best(self, step: int) -> dict:
         """The weights that save_best wrote at this step. Errors: UserError if they are damaged, or

@@ -163,7 +163,7 @@ def broken_step(
     numbers = [*dict.fromkeys(str(row // batches.rows_of_a_sample + 1) for row in rows)]
     shown = ", ".join(numbers[:8]) + (", ..." if len(numbers) > 8 else "")
     newest = run.newest() if run is not None else None
-    good = run.newest(before=progress.step) if newest else None
+    good = run.newest(besides=progress.step) if newest else None
     last = f"the last good checkpoint is {good}" if good else "there is no last good checkpoint"
     if newest != good:
         remedy = "remove it if it fails again" if good else "start again with --overwrite"

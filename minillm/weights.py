@@ -122,9 +122,8 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
 
 
 def _records(path: Path) -> Counter:
-    """How many records of each size a file of torch.save has; none if it cannot be mapped into
-    memory: one of the format before zip, or compressed by somebody."""
-    if not zipfile.is_zipfile(path):
+    """How many records of each size a file of torch.save has; none if it cannot be mapped."""
+    if not zipfile.is_zipfile(path):  # the format before
         return Counter()
     with zipfile.ZipFile(path) as archive:
         files = archive.infolist()
@@ -194,10 +193,9 @@ def assign_weights(
     """Streams tensors into a model built on the meta device, one at a time, cast to `dtype`; where
     `device` is meta, none is read.
 
-    Memory: the model alone, as numbers go from file to place; `tensors` is emptied on the way, for
-    those of a file that cannot be mapped are in memory. Errors: UserError naming every missing,
-    unexpected and misshapen name before anything is loaded, and the file of a tensor that cannot
-    be read.
+    Memory: the model alone, as numbers go from file to place (and `tensors`, which may hold some,
+    is emptied on the way). Errors: UserError naming every missing, unexpected and misshapen name
+    before anything is loaded, and the file of a tensor that cannot be read.
     """
     expected = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in expected.items()}

@@ -76,7 +76,12 @@ def parse_args(argv=None):
     add("--seed", type=whole, default=0, help="of weights and tokens")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--out-dir", default="runs/benchmark", help="where the report goes")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.checkpoint and args.init:
+        raise UserError("--init and --checkpoint contradict each other; give one of them")
+    if len(args.decode) != 2:
+        raise UserError("--decode: give two numbers, tokens of the prompt and to write")
+    return args
 
 
 def random_weights(
@@ -232,10 +237,6 @@ def main(argv=None) -> list[dict]:
     dtypes = args.precision or ["fp32", *(["bf16"] if has_native_bf16(device) else [])]
     check_known("--precision", dtypes, DTYPES)
     check_known("--parts", args.parts, PARTS)
-    if args.checkpoint and args.init:
-        raise UserError("--init and --checkpoint contradict each other; give one of them")
-    if len(args.decode) != 2:
-        raise UserError("--decode: give two numbers, tokens of the prompt and to write")
     limits, rows = {}, []
     torch.manual_seed(args.seed)
     Path(args.out_dir).mkdir(parents=True, exist_ok=True)

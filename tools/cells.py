@@ -8,7 +8,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -65,6 +65,12 @@ def split_flags(text: str, where: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise UserError(f"{where} {text!r}: {error}; fix the quotes") from None
+
+
+def check_runs(family: Family, runs: Iterable[list[str]]) -> None:
+    """check_run of each, before the first of them takes its hours."""
+    for flags in runs:
+        check_run(family, flags)
 
 
 def check_run(family: Family, flags: list[str]) -> None:

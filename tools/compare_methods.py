@@ -27,7 +27,7 @@ from minillm.hub import find_checkpoint
 from minillm.text_metrics import rouge
 from tools import evaluate
 from tools.cells import (
-    check_run,
+    check_runs,
     done_once,
     give_back_memory,
     open_experiment,
@@ -166,15 +166,13 @@ def main(argv=None) -> dict:
     data = ["--task", args.task, "--device", args.device,
             *(["--data", args.data] if args.data else [])]  # fmt: skip
     flags = ["--checkpoint", str(base), *data, "--add-biases", *train_flags]
-    for method in methods:
-        check_run(family, [*flags, "--method", method])
+    check_runs(family, ([*flags, "--method", method] for method in methods))
     settings = settings_of(args) | {"train-flags": train_flags, "grid": searched}
     folder = open_experiment(args.out_dir, settings)
     measured = [*data, "--samples", str(args.test_samples),
                 "--max-length", flag_value(train_flags, "--max-length", "512")]  # fmt: skip
     measured += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
     measured += [flag for flag in train_flags if flag == "--skip-bad"]
-
     untuned = done_once(folder / "untuned.json", lambda: measure(
         ["--checkpoint", str(base), *of_model(train_flags), *measured], folder / "untuned"
     ))  # fmt: skip

@@ -28,7 +28,7 @@ from minillm.plots import plot_accuracies, plot_held_out
 from minillm.runs import read_metrics
 from tools import evaluate
 from tools.cells import (
-    check_run,
+    check_runs,
     done_once,
     give_back_memory,
     open_experiment,
@@ -201,8 +201,7 @@ def main(argv=None) -> dict[str, dict]:
               *(["--data", args.data] if args.data else [])]  # fmt: skip
     layers = ["--layers", str(args.layers)] if args.layers else []
     base = ["--checkpoint", args.checkpoint, *layers]
-    for flags in cells.values():
-        check_run(gpt2.FAMILY, [*base, *train_flags, *common, *flags])
+    check_runs(gpt2.FAMILY, ([*base, *train_flags, *common, *own] for own in cells.values()))
     settings = settings_of(args) | {"cells": cells, "train-flags": train_flags}
     folder = open_experiment(args.out_dir, settings)
     measured = [*common, *(["--samples", str(args.test_samples)] if args.test_samples else []),

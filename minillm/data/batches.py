@@ -188,8 +188,7 @@ class Batches:
         """The numbers below n in this epoch's order."""
         if self.seed is None:
             return list(range(n))
-        number = (self.seed * 1_000_003 + epoch) % 2**63  # what a generator takes
-        stream = torch.Generator().manual_seed(number)
+        stream = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         return torch.randperm(n, generator=stream).tolist()
 
     def groups_per_epoch(self, size: int) -> int:
