@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.adapt.lora import LoRAParts, add_lora, lora_layers
+from minillm.adapt.lora import add_lora, lora_layers
 from minillm.adapt.lora_linear import LORA
+from minillm.adapt.lora_parts import LoRAParts
 from minillm.errors import UserError
 from minillm.files import Fields
 from minillm.weights import LazyTensor, check_names, rope_halves, rope_to_halves

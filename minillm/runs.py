@@ -317,7 +317,7 @@ def _n_bytes(state: dict) -> int:
 
 def rng_state() -> dict:
     """Every random stream that training may draw from, as plain types and tensors."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 

@@ -55,20 +55,16 @@ def sample_next_token(
     Shapes: logits (B, V) fp32 -> (B,) int64; streams: a random stream per row. Errors: NumericError
     for logits that are no numbers.
     """
+    best, ids = logits.max(-1)
+    if not bool(best.isfinite().all()):  # a GPU would fail for good in the draw
+        raise NumericError("the model's logits are no numbers; use --precision fp32")
     if sampling.is_greedy:
-        best, ids = logits.max(-1)
-        if not bool(best.isfinite().all()):
-            raise NumericError("the model's logits are no numbers; use --precision fp32")
         return ids
     ids, probabilities = candidates(logits, sampling)
-    streams = streams or [None] * len(logits)
-    try:
-        drawn = [
-            torch.multinomial(row, 1, generator=stream)
-            for row, stream in zip(probabilities, streams, strict=True)
-        ]
-    except RuntimeError as error:
-        raise NumericError(f"the model's logits are no numbers ({error})") from None
+    drawn = [
+        torch.multinomial(row, 1, generator=stream)
+        for row, stream in zip(probabilities, streams or [None] * len(logits), strict=True)
+    ]
     return ids.gather(-1, torch.stack(drawn)).squeeze(-1)
 
 

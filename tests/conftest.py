@@ -19,6 +19,13 @@ TINY_LLAMA = ROOT / "checkpoints" / "tiny-llama"
 TINY_GPT2 = ROOT / "checkpoints" / "tiny-gpt2"
 
 
+def pytest_configure(config) -> None:
+    """The normal suite compares a CPU's bits: a GPU is shown only to tests that ask for one."""
+    asked = config.option.markexpr.replace("not gpu", "").replace("not reliability", "")
+    if "gpu" not in asked and "reliability" not in asked:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def shared(name: str) -> Path:
     """A real file of the test data, or a skip with the reason."""
     if not (SHARED / name).exists():

@@ -1,23 +1,29 @@
 """What only a GPU can show. Run with `pytest -m gpu`; skipped without one."""
 
 import gc
+import math
 
 import pytest
 import torch
+from torch import nn
 
 import llama.model
+import minillm.cross_entropy
 from llama import Llama
 from llama.model import RMSNorm
-from minillm import add_lora, generate, mark_only_lora_as_trainable
+from minillm import LoRALinear, add_lora, generate, mark_only_lora_as_trainable
 from minillm.attention import causal_attention
 from minillm.data.batches import Batches, Row
+from minillm.errors import NumericError
 from minillm.footprint import predict_footprint
 from minillm.losses import token_loss
 from minillm.norm import LayerNorm
-from minillm.precision import choose_precision
+from minillm.precision import DTYPES, choose_precision
 from minillm.rope import rope_table
+from minillm.sampling import Sampling, sample_next_token
 from minillm.training import TrainSettings, train
 from tests.conftest import sharp, small_config
+from tools import prove
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,8 +72,9 @@ def test_logits_equal_the_cpus(model):
 
 
 @pytest.mark.usefixtures("same_angles")
-def test_losses_without_logits_equal_the_cpus(model):
+def test_losses_without_logits_equal_the_cpus(model, monkeypatch):
     """A frozen head's, in slices of the vocabulary, and their gradient."""
+    monkeypatch.setattr(minillm.cross_entropy, "_slice_width", lambda x, n: 300)
     tokens, found = torch.randint(0, 2048, (2, 40)), []
     for device in ("cuda", "cpu"):
         model.double().to(device).zero_grad()
@@ -88,6 +95,27 @@ def test_the_base_waits_in_host_memory_and_comes_back_bit_identical(model, dtype
     assert torch.equal(layer.weight, base)
 
 
+def test_a_shared_weight_stays_on_the_gpu_while_a_layer_is_merged():
+    linear = nn.Linear(12, 20).cuda()
+    one, two = (LoRALinear.from_linear(linear, 4, 8) for _ in range(2))
+    nn.init.normal_(one.lora_B), nn.init.normal_(two.lora_B)
+    x = torch.randn(2, 12, device="cuda")
+    want = linear(x), one(x), two(x)
+    one.eval(), two.eval()
+    torch.testing.assert_close((linear(x), one(x), two(x)), want, atol=1e-5, rtol=1e-5)
+    assert one.train().weight is two.train().weight is linear.weight
+
+
+def test_logits_that_are_no_numbers_leave_the_gpu_usable():
+    with pytest.raises(NumericError):
+        sample_next_token(torch.full((2, 50), math.nan, device="cuda"), Sampling(temperature=1.0))
+    assert float(torch.ones(3, device="cuda").sum()) == 3
+
+
+def test_every_promise_holds_on_a_gpu():
+    assert all(finding.holds for finding in prove.main(["--device", "cuda", "--toggles", "20"]))
+
+
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
 def test_training_lowers_the_loss_in_every_precision(model, name):
     rows = [Row(t, t) for t in torch.randint(0, 2048, (8, 20))]
@@ -102,6 +130,8 @@ def test_training_lowers_the_loss_in_every_precision(model, name):
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_predicted_memory_is_the_gpus_own_peak(name, checkpointing):
     device = torch.device("cuda")
+    warm = torch.ones(64, 64, device=device, dtype=DTYPES[name], requires_grad=True)
+    (warm @ warm).sum().backward()  # cuBLAS's own memory, of forward and backward
     gc.collect()  # an earlier test's model, freed meanwhile, would count against this one
     before = torch.cuda.memory_allocated()
     config = small_config(dim=1024, n_layers=8, n_heads=8, hidden_dim=2752, max_seq_len=512)

@@ -166,8 +166,8 @@ def measure_contexts(
         cached = match.turns(repeats, "decode", prompt, 8, True)
         found = {name: [1000 * s for steps in turns for s in steps[1:]]
                  for name, turns in cached.items()}  # fmt: skip
-        plain = {name: [1000 * s for s in turns[0]]
-                 for name, turns in match.turns(1, "decode", prompt, 3, False).items()}  # fmt: skip
+        plain = {name: [1000 * s for steps in turns for s in steps] for name, turns in
+                 match.turns(repeats, "decode", prompt, 2, False).items()}  # fmt: skip
         n_bytes = match.ours("decode_bytes", length)
         of_limit = 1000 * n_bytes / statistics.median(found["minillm"]) / limits["read"]
         yield compare(f"a token at {length}, cached", dtype, "ms", found, of_limit, less=True)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minillm.adapt.lora import add_lora, lora_layers
-from minillm.adapt.lora_linear import LoRALinear, LoRAParts
+from minillm.adapt.lora_linear import LoRALinear
+from minillm.adapt.lora_parts import LoRAParts
 from minillm.cli import Parser, add_model_flags, pick, positive, several
 from minillm.data.batches import Batches, Encoded, encode_samples
 from minillm.data.tasks import TASKS

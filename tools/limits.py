@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from minillm.linear import linear
+from minillm.memory import MIB, free_mib
 from minillm.precision import DTYPES
 
 
@@ -28,11 +29,13 @@ def product_rate(device: torch.device, dtype: str) -> float:
 
 
 def read_rate(device: torch.device) -> float:
-    """Bytes per second of summing what no cache holds."""
-    big = torch.ones(2**30 if device.type == "cuda" else 2**27, device=device)
+    """Bytes per second of summing what no cache holds (4 GiB of a GPU that has so much free)."""
+    on_gpu = device.type == "cuda"
+    n_numbers = min(2**30, int(free_mib(device) * MIB) // 8) if on_gpu else 2**27
+    big = torch.ones(n_numbers, device=device)
     rate = big.nbytes / median_seconds(big.sum, device)
     del big
-    if device.type == "cuda":
+    if on_gpu:
         torch.cuda.empty_cache()  # the engines need the room
     return rate
 

@@ -42,8 +42,8 @@ from tools.memory_report import summarize
 from tools.models import family_of, family_of_preset
 
 SCRIPTS = Path(__file__).parent.parent / "train"
-# what a process needs beyond its tensors, measured: (a share of them, MiB)
-SPARE = {"cuda": (1.1, 256), "cpu": (1.9, 512)}
+# what a process needs beyond its tensors: (a share of them, MiB; of a GPU, the CUDA context)
+SPARE = {"cuda": (1.1, 1024), "cpu": (1.9, 512)}
 
 
 @dataclass(frozen=True)

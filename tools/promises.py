@@ -154,7 +154,9 @@ def saved_merged(subject: Subject) -> float:
             subject.model.train(mode)
             save_adapter(subject.model, f"{folder}/{mode}")
             bytes_ = (Path(folder) / str(mode) / "adapter_model.safetensors").read_bytes()
-            kept.append(({k: v.clone() for k, v in subject.model.state_dict().items()}, bytes_))
+            # on a GPU what is set aside is in host memory
+            state = {k: v.cpu().clone() for k, v in subject.model.state_dict().items()}
+            kept.append((state, bytes_))
     (plain, file), (other, other_file) = kept
     return math.inf if file != other_file else _tensors_apart(other, plain)
 

@@ -11,7 +11,8 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from minillm.adapt.lora_linear import LORA, LoRALinear, LoRAParts
+from minillm.adapt.lora_linear import LORA, LoRALinear
+from minillm.adapt.lora_parts import LoRAParts
 from minillm.errors import UserError
 from minillm.linear import Linear, is_plain
 
@@ -156,10 +157,11 @@ def fold_lora(model: nn.Module) -> int:
     layer that is switched off, or is not inside a larger model.
     """
     layers = lora_layers(model)
+    n_layers = len(layers)
     for name, layer in layers.items():
         if not name or not layer.enabled:
             raise UserError(f"{name or 'this layer'}: switched off or alone; nothing to fold into")
-    for name, layer in layers.items():
-        layer.eval()
+    for name in [*layers]:
+        layer = layers.pop(name).eval()  # and with it goes the original that it has set aside
         model.set_submodule(name, Linear.sharing(layer).train(model.training))
-    return len(layers)
+    return n_layers

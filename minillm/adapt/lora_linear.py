@@ -5,6 +5,7 @@ Source: Hu et al. 2021, section 4.1.
 """
 
 import math
+import weakref
 from contextlib import contextmanager
 
 import torch
@@ -20,8 +21,8 @@ LORA = ("lora_A", "lora_B")  # what its tensors' names end in
 class LoRALinear(Linear):
     """nn.Linear with a low-rank update that eval() merges into `weight` and train() takes out.
 
-    Taking out puts the original parameter back, bit for bit: on merging it is set aside (in host
-    memory when it lives on a GPU) and a merged one takes its place, so a merged layer holds its
+    Taking out puts the original parameter back, bit for bit: on merging it is set aside (on a GPU
+    as a copy in host memory) and a merged one takes its place, so a merged layer holds its
     weight twice, and others who share the original never see a merged value. state_dict() always
     shows the original; moving, copying, loading into and changing A or B of a merged layer all
     leave it merged and right (on a GPU, a write through `.data` is seen at the next eval()).
@@ -61,6 +62,7 @@ class LoRALinear(Linear):
         self._enabled = True
         # a list, so that nn.Module does not take the original for a parameter of its own
         self._set_aside: list[nn.Parameter] = []  # the original while a merged one stands in
+        self._original = _Weakly()  # on a GPU, where a copy is set aside: while others hold it
         self._merged_from: tuple = ()  # the A and B that the merged one was made of
 
     def _factor_shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -121,7 +123,7 @@ class LoRALinear(Linear):
         train(False). Doing either twice is doing it once, with A and B as they then are."""
         super().train(mode)
         if self.is_lora():
-            if mode or not self._enabled or self._set_aside:
+            if mode or not self._enabled or self._is_stale(compare=True):
                 self._unmerge()
             if not mode and self._enabled:
                 self._merge()
@@ -153,11 +155,11 @@ class LoRALinear(Linear):
         with torch.autocast(base.device.type, enabled=False):
             delta = self.delta()
             merged = (base.to(delta.dtype) + delta).to(base.dtype)
-        host = _to_host(base.data) if base.is_cuda else None  # may fail: before anything changes
-        self._set_aside.append(base)
+        # may fail: before anything changes
+        kept = nn.Parameter(_to_host(base.data), base.requires_grad) if base.is_cuda else base
+        self._set_aside.append(kept)
+        self._original = _Weakly(base if base.is_cuda else None)
         self.weight = nn.Parameter(merged, base.requires_grad)
-        if host is not None:
-            base.data = host
         self._merged_from = (a, b, self._versions())
         self.has_weights_merged = True
 
@@ -167,10 +169,13 @@ class LoRALinear(Linear):
         if not self.has_weights_merged:
             return
         if self._set_aside:
-            base = self._set_aside[0]  # until it is back: a full GPU may refuse it
-            base.data = base.data.to(self.weight.device, non_blocking=True)
-            base.requires_grad_(self.weight.requires_grad)  # frozen meanwhile, or unfrozen
-            self.weight = base
+            base = self._original.get()
+            if base is None:  # nobody else held it, or on a CPU: it is what was set aside
+                base = self._set_aside[0]
+            device = self.weight.device
+            if base.device != device:  # a full GPU may refuse it: till then it stays set aside
+                base = nn.Parameter(base.data.to(device, non_blocking=True))
+            self.weight = base.requires_grad_(self.weight.requires_grad)  # as it is meanwhile
             self._set_aside.clear()
         else:  # the flag was set by hand: no original is at hand
             self.weight.data -= self.delta().to(self.weight.dtype)
@@ -190,19 +195,22 @@ class LoRALinear(Linear):
                 self._merge()
 
     def _versions(self) -> tuple:
-        """Changes when A or B is replaced or written to, except through `.data` or fused steps."""
+        """Changes when A, B or the original is replaced or written to, except through `.data` or
+        fused steps."""
         return self.lora_scaling, *(
             (id(t), t.data_ptr(), 0 if t.is_inference() else t._version)
-            for t in (self.lora_A, self.lora_B)
+            for t in (self.lora_A, self.lora_B, *self._set_aside)
         )
 
-    def _is_stale(self) -> bool:
+    def _is_stale(self, compare: bool = False) -> bool:
+        """Whether A or B are no longer those that were merged. On a GPU their values are compared
+        only if asked: that would stop its queue, in every layer."""
         if not self.is_lora() or not self._set_aside:
             return False
         a, b, versions = self._merged_from
         if versions != self._versions():
             return True
-        if a.is_cuda:  # comparing values would stop the GPU's queue in every layer
+        if a.is_cuda and not compare:
             return False
         return not (torch.equal(a, self.lora_A) and torch.equal(b, self.lora_B))
 
@@ -228,6 +236,16 @@ class LoRALinear(Linear):
         return f"{super().extra_repr()}, lora_rank={rank}, lora_scaling={scaling:g}"
 
 
+class _Weakly:
+    """A parameter for as long as somebody else holds it; copied or saved, it is none's."""
+
+    def __init__(self, parameter: nn.Parameter | None = None):
+        self.get = (lambda: None) if parameter is None else weakref.ref(parameter)
+
+    def __reduce__(self):
+        return _Weakly, ()
+
+
 def _to_host(x: Tensor) -> Tensor:
     """A copy in host memory that the GPU reads and writes by itself (pinned), which PyTorch keeps
     for the next one: plain memory is ten times slower to come by and to fill."""
@@ -236,44 +254,3 @@ def _to_host(x: Tensor) -> Tensor:
     except RuntimeError:  # the system grants no such memory
         return x.cpu()
     return host.copy_(x)
-
-
-class LoRAParts(LoRALinear):
-    """LoRA on some of the equal slices of a fused layer's rows, such as q and v of c_attn: each of
-    the P slices has an A and a B of its own, the other rows no update.
-
-    Shapes: lora_A (P * rank, in_features), lora_B (P * rows of a slice, rank), slice after slice.
-    """
-
-    @classmethod
-    def from_fused(
-        cls, linear: nn.Linear, parts: list[str], lora_rank: int, lora_alpha: float,
-        lora_dropout: float = 0.0,
-    ) -> "LoRAParts":  # fmt: skip
-        """The same layer with LoRA on the named slices out of `linear.parts`."""
-        layer = cls.sharing(linear)
-        layer.adapted_parts = [part for part in layer.parts if part in parts]
-        layer._add_factors(lora_rank, lora_alpha, lora_dropout)
-        layer._reset_factors()
-        return layer.train(linear.training)
-
-    def _factor_shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        n, rows = len(self.adapted_parts), self.out_features // len(self.parts)
-        return (n * rank, self.in_features), (n * rows, rank)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """The slices as one update of rank P * rank: A (P * rank, in_features), and B
-        (out_features, P * rank) with the slices' own in its blocks and zeros elsewhere."""
-        n, rows = len(self.adapted_parts), self.out_features // len(self.parts)
-        blocks = torch.block_diag(*self.lora_B.chunk(n)).chunk(n)  # each (rows, P * rank)
-        by_part = dict(zip(self.adapted_parts, blocks, strict=True))
-        none = self.lora_B.new_zeros(rows, len(self.lora_A))
-        return self.lora_A, torch.cat([by_part.get(part, none) for part in self.parts])
-
-    @torch.no_grad()
-    def set_factors(self, a: Tensor, b: Tensor) -> None:
-        """Takes the numbers of A and B, in the shapes of `factors`; of B only its blocks."""
-        n = len(self.adapted_parts)
-        by_part = dict(zip(self.parts, b.chunk(len(self.parts)), strict=True))
-        own = [by_part[part].chunk(n, dim=1)[i] for i, part in enumerate(self.adapted_parts)]
-        super().set_factors(a, torch.cat(own))  # each (rows, rank)
