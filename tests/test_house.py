@@ -46,6 +46,12 @@ def test_imports_follow_the_arrows(path):
     assert is_benchmark or not imported(path) & PEERS
 
 
+def test_tests_run_where_the_peers_are_not_installed():
+    """They reach them by importorskip: an import would end the whole suite."""
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert not [path.name for path in tests if imported(path) & PEERS]
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_args_never_leaves_main(path):
     """In a script, no function takes the parsed flags whole: each names what it needs."""

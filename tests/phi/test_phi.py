@@ -1,10 +1,10 @@
 """Phi: its logits are transformers', its files go both ways, and every tool takes it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 
 from minillm.errors import UserError
@@ -33,6 +33,7 @@ def folder(bpe, tmp_path):
     {"dim": 40, "n_heads": 2, "n_kv_heads": 2, "rotary_share": 0.4},
 ])  # fmt: skip
 def test_logits_are_those_of_transformers(bpe, tmp_path, changes):
+    transformers = pytest.importorskip("transformers")
     model = small(bpe, **changes)
     save_phi(model, bpe, tmp_path / "phi")
     peer = transformers.PhiForCausalLM.from_pretrained(tmp_path / "phi")
@@ -43,6 +44,7 @@ def test_logits_are_those_of_transformers(bpe, tmp_path, changes):
 
 @pytest.mark.slow
 def test_one_layer_of_the_real_size_has_transformers_logits():
+    transformers = pytest.importorskip("transformers")
     c = PhiConfig.preset("phi-1.5")
     config = transformers.PhiConfig(
         vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.hidden_dim,
@@ -50,8 +52,6 @@ def test_one_layer_of_the_real_size_has_transformers_logits():
         partial_rotary_factor=c.rotary_share, attn_implementation="eager",
     )  # fmt: skip
     peer = transformers.PhiForCausalLM(config).eval()
-    from dataclasses import replace
-
     model = Phi(replace(c, n_layers=1))
     state = {name.removeprefix("model."): value for name, value in peer.state_dict().items()}
     model.load_state_dict(state)
@@ -61,6 +61,7 @@ def test_one_layer_of_the_real_size_has_transformers_logits():
 
 
 def test_a_folder_of_transformers_comes_back_bit_for_bit(bpe, folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
     peer = transformers.PhiForCausalLM.from_pretrained(folder)
     peer.save_pretrained(tmp_path / "theirs")
     model, _ = load_phi(tmp_path / "theirs", tokenizer=folder)
@@ -114,7 +115,7 @@ def test_every_promise_holds_on_it(folder):
 
 def test_an_adapter_of_pefts_on_the_head_loads(folder, tmp_path):
     """Beside it PEFT writes the head itself, weight and bias."""
-    peft = pytest.importorskip("peft")
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     peer = transformers.PhiForCausalLM.from_pretrained(folder)
     settings = peft.LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM",
                                init_lora_weights=False)  # fmt: skip
