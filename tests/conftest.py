@@ -11,10 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2 import GPT2, GPT2Config, GPT2Tokenizer
 from llama import Llama, LlamaConfig, LlamaTokenizer
+from minillm import add_lora, mark_only_lora_as_trainable
+from minillm.data.batches import Row
+from minillm.precision import choose_precision
 from phi import Phi, PhiConfig
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MINILLM_DATA", ROOT.parent / "shared" / "data"))
+FP32 = choose_precision("fp32", "cpu")
 TINY_LLAMA = ROOT / "checkpoints" / "tiny-llama"
 TINY_GPT2 = ROOT / "checkpoints" / "tiny-gpt2"
 
@@ -122,6 +126,27 @@ def write_meta(model: Llama, tokenizer: LlamaTokenizer, folder: Path, n_shards: 
     (folder / "params.json").write_text(json.dumps(params))
     tokenizer.save(folder)
     return folder
+
+
+def ragged_rows(n: int, seed: int = 0) -> list[Row]:
+    """Rows of 5 to 40 tokens of which the last 1 to half are supervised."""
+    stream = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(n):
+        length = int(torch.randint(5, 40, (), generator=stream))
+        tokens = torch.randint(0, 2048, (length,), generator=stream)
+        labels = tokens.clone()
+        labels[: int(torch.randint(length // 2, length - 1, (), generator=stream))] = -100
+        rows.append(Row(tokens, labels))
+    return rows
+
+
+def lora_model(dropout: float = 0.0) -> Llama:
+    """The same small LLaMA with trainable LoRA in every call."""
+    torch.manual_seed(0)
+    model = sharp(Llama(small_config()))
+    add_lora(model, ("wq", "wv"), rank=4, alpha=8, dropout=dropout)
+    return mark_only_lora_as_trainable(model)
 
 
 def equal_states(a, b) -> bool:

@@ -11,8 +11,7 @@ from minillm.data.batches import Batches
 from minillm.losses import token_loss
 from minillm.progress import trainable_state
 from minillm.training import TrainSettings, train
-from tests.conftest import MODELS
-from tests.minillm.test_training import FP32, ragged_rows
+from tests.conftest import FP32, MODELS, ragged_rows
 
 TARGETS = {"gpt2": ("c_attn",), "llama-gqa": ("wq", "wv")}
 

@@ -9,38 +9,22 @@ import torch
 from torch import nn
 
 from llama import Llama
-from minillm import add_lora, mark_only_lora_as_trainable
 from minillm.data.batches import Batches, Row
 from minillm.errors import Interrupted, NumericError, UserError
 from minillm.losses import token_loss
 from minillm.optimizer import lr_at, take_step
 from minillm.precision import choose_precision
 from minillm.progress import Progress, trainable_state
-from minillm.runs import Run, fresh_folder
-from minillm.training import TrainSettings, check_step, evaluate, train
-from tests.conftest import sharp, small_config
-
-FP32 = choose_precision("fp32", "cpu")
-
-
-def ragged_rows(n: int, seed: int = 0) -> list[Row]:
-    """Rows of 5 to 40 tokens of which the last 1 to half are supervised."""
-    stream = torch.Generator().manual_seed(seed)
-    rows = []
-    for _ in range(n):
-        length = int(torch.randint(5, 40, (), generator=stream))
-        tokens = torch.randint(0, 2048, (length,), generator=stream)
-        labels = tokens.clone()
-        labels[: int(torch.randint(length // 2, length - 1, (), generator=stream))] = -100
-        rows.append(Row(tokens, labels))
-    return rows
-
-
-def lora_model(dropout: float = 0.0) -> Llama:
-    torch.manual_seed(0)
-    model = sharp(Llama(small_config()))
-    add_lora(model, ("wq", "wv"), rank=4, alpha=8, dropout=dropout)
-    return mark_only_lora_as_trainable(model)
+from minillm.runs import Run
+from minillm.training import (
+    TrainSettings,
+    broken_step,
+    check_step,
+    evaluate,
+    note_held_out,
+    train,
+)
+from tests.conftest import FP32, lora_model, ragged_rows, sharp, small_config
 
 
 def gradients_of_one_step(monkeypatch, batch_size: int, accumulation: int) -> list:
@@ -117,44 +101,6 @@ def test_a_batch_without_labels_has_loss_zero():
     tokens = torch.randint(0, 2048, (2, 9))
     loss, count = token_loss(lora_model(), (tokens, torch.full_like(tokens, -100)))
     assert loss == 0 and count == 0
-
-
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_a_schedule_warms_up_then_follows_its_shape(schedule):
-    settings = TrainSettings(lr=2.0, schedule=schedule, warmup=4)
-    rates = [lr_at(step, 20, settings) for step in range(20)]
-    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    if schedule == "constant":
-        assert set(rates[4:]) == {2.0}
-    else:
-        assert rates[4:] == sorted(rates[4:], reverse=True) and 0 < rates[-1] < 0.3
-        assert rates[12] == pytest.approx(1.0)  # half-way
-
-
-def test_a_skipped_step_moves_neither_schedule_nor_count():
-    """Planted: a scaler that overflows at its second step."""
-    model = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
-    progress = Progress()
-    for bad in (False, True, False):
-        loss = model(torch.ones(1, 2)).sum() * (float("inf") if bad else 1.0)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        assert take_step(scaler, optimizer, progress) is not bad
-    assert progress.step == 2 and scaler.get_scale() == 2.0
-
-
-def test_twenty_overflows_in_a_row_are_a_numeric_error():
-    model = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    scaler, progress = torch.amp.GradScaler("cpu"), Progress()
-    with pytest.raises(NumericError, match="20 steps"):
-        for _ in range(20):
-            scaler.scale(model(torch.ones(1, 2)).sum() * float("inf")).backward()
-            scaler.unscale_(optimizer)
-            take_step(scaler, optimizer, progress)
-    assert progress.skipped_in_a_row == 20
 
 
 def test_fp16_with_a_scaler_trains_on_cpu(tmp_path):
@@ -252,35 +198,6 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(tmp_path, full):
     assert all(torch.equal(want[k], got[k]) for k in want)
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
-    settings = TrainSettings(lr=0.01, epochs=4, accumulation_steps=1, eval_every=1)
-    run = Run(tmp_path / "run", {})
-    train(lora_model(), token_loss, Batches(ragged_rows(2), 2, 0), None, settings, FP32, run)
-    newest, before = sorted((tmp_path / "run").glob("step_*.pt"), reverse=True)
-    raw = bytearray(newest.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    newest.write_bytes(raw)
-    assert run.load_newest()["step"] == 3 and "damaged" in capsys.readouterr().err
-    before.write_bytes(b"")
-    with pytest.raises(UserError, match="every checkpoint is damaged"):
-        run.load_newest()
-
-
-def test_an_existing_run_wants_resume_or_overwrite(tmp_path):
-    Run(tmp_path / "run", {"lr": 1})
-    with pytest.raises(UserError, match="--resume"):
-        Run(tmp_path / "run", {"lr": 1})
-    with pytest.raises(UserError, match="--lr"):
-        Run(tmp_path / "run", {"lr": 2}, resume=True)
-    Run(tmp_path / "run", {"lr": 1}, resume=True)
-    Run(tmp_path / "run", {"lr": 2}, overwrite=True)
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(UserError, match="something else"):
-        Run(tmp_path / "thesis", {}, overwrite=True)
-    assert (tmp_path / "thesis" / "chapter.txt").exists()
-
-
 def test_auto_precision_is_native_bf16_or_a_safe_choice(monkeypatch):
     import minillm.precision as precision
 
@@ -293,29 +210,6 @@ def test_auto_precision_is_native_bf16_or_a_safe_choice(monkeypatch):
     assert not choose_precision("bf16", "cpu").scaler().is_enabled()
 
 
-def test_overwrite_never_removes_a_models_folder(tmp_path, tokenizer):
-    """A model's folder has a config.json as well: it was once taken for a run and removed."""
-    from llama import save_llama
-
-    save_llama(Llama(small_config()), tokenizer, tmp_path / "model")
-    with pytest.raises(UserError, match="something else"):
-        Run(tmp_path / "model", {}, overwrite=True)
-    assert (tmp_path / "model" / "model.safetensors").exists()
-
-
-def test_resume_and_overwrite_together_remove_nothing(tmp_path):
-    Run(tmp_path / "run", {}).log({"step": 1})
-    with pytest.raises(UserError, match="contradict"):
-        Run(tmp_path / "run", {}, resume=True, overwrite=True)
-    assert Run(tmp_path / "run", {}, resume=True).rows() == [{"step": 1}]
-
-
-def test_a_run_killed_before_its_first_checkpoint_begins_again_without_doubled_lines(tmp_path):
-    run = Run(tmp_path / "run", {})
-    run.log({"step": 1})
-    assert run.load_newest() is None and run.rows() == []
-
-
 def test_a_resumed_run_out_of_patience_stays_stopped(tmp_path):
     settings = TrainSettings(lr=0.0, epochs=20, accumulation_steps=1, eval_every=1, patience=2)
     batches, held_out = Batches(ragged_rows(4), 4, 0), Batches(ragged_rows(4), 4, 0, seed=None)
@@ -323,28 +217,6 @@ def test_a_resumed_run_out_of_patience_stays_stopped(tmp_path):
         run = Run(tmp_path / "run", {}, resume)
         train(lora_model(), token_loss, batches, held_out, settings, FP32, run)
         assert [row["step"] for row in run.rows()] == [1, 2, 3]
-
-
-def test_runs_without_a_name_that_begin_together_get_folders_of_their_own(tmp_path):
-    folders = [fresh_folder(tmp_path, "run") for _ in range(3)]
-    assert [folder.name for folder in folders] == ["run-001", "run-002", "run-003"]
-    Run(folders[0], {})  # a folder so made is taken as it is
-
-
-def test_a_log_that_ends_in_broken_bytes_is_read_up_to_them(tmp_path):
-    run = Run(tmp_path / "run", {})
-    run.log({"step": 1})
-    with run.metrics.open("ab") as file:
-        file.write(b'{"step": 2, "lo\xff\xfe')
-    assert run.rows() == [{"step": 1}]
-
-
-def test_a_checkpoint_of_something_else_is_named(tmp_path):
-    run = Run(tmp_path / "run", {})
-    run.save({"step": 1}, 1)
-    batches = Batches(ragged_rows(2), 1, 0)
-    with pytest.raises(UserError, match=r"step_000001\.pt: no checkpoint of a run"):
-        train(lora_model(), token_loss, batches, None, TrainSettings(), FP32, run)
 
 
 def test_weights_that_give_no_number_are_not_called_good(tmp_path):
@@ -399,55 +271,6 @@ def test_checkpoints_come_with_the_clock_and_at_the_end(tmp_path, monkeypatch):
     assert saved == [4, 8]
 
 
-def test_one_process_holds_a_folder_until_its_last_run_of_it_ends(tmp_path):
-    import gc
-
-    from minillm.files import _HELD
-
-    first = Run(tmp_path / "run", {})
-    second = Run(tmp_path / "run", {}, resume=True)
-    del first
-    gc.collect()
-    assert (tmp_path / "run").resolve() in _HELD
-    del second
-    gc.collect()
-    assert (tmp_path / "run").resolve() not in _HELD
-
-
-def begin_and_resume(folder, changes, precision=FP32, first=FP32, **flags):
-    """Two steps in `first`, then a third with other settings; the optimizer and the run."""
-    batches = Batches(ragged_rows(6), 2, 0)
-    for step, how, more in ((2, first, {}), (3, precision, changes)):
-        settings = TrainSettings(lr=0.01, accumulation_steps=1, max_iters=step, **more)
-        run = Run(folder, {}, resume=step == 3, made_with={"precision": how.name}, **flags)
-        _, optimizer = train(lora_model(), token_loss, batches, None, settings, how, run)
-    return optimizer, run
-
-
-def test_a_resumed_run_decays_weights_as_it_is_now_told(tmp_path):
-    optimizer, _ = begin_and_resume(tmp_path / "run", {"weight_decay": 0.5})
-    assert optimizer.param_groups[0]["weight_decay"] == 0.5
-    assert all(state["step"] == 3 for state in optimizer.state.values())
-
-
-@pytest.mark.parametrize(("first", "then"), [("fp32", "fp16"), ("fp16", "fp32")])
-def test_a_run_goes_on_in_another_precision_and_says_so(tmp_path, capsys, first, then):
-    first, then = (choose_precision(name, "cpu") for name in (first, then))
-    _, run = begin_and_resume(tmp_path / "run", {}, then, first)
-    assert len(run.rows()) == 3
-    assert f"made with precision {first.name}, here it is {then.name}" in capsys.readouterr().err
-
-
-def test_a_resume_that_is_refused_leaves_the_settings_as_they_were(tmp_path):
-    begin_and_resume(tmp_path / "run", {}, identity={"data": "one"})
-    run = Run(tmp_path / "run", {"data": "other.json"}, True, identity={"data": "other"},
-              override=True)  # fmt: skip
-    with pytest.raises(UserError, match="another data"):
-        train(lora_model(), token_loss, Batches(ragged_rows(6), 2, 0), None, TrainSettings(), FP32,
-              run)  # fmt: skip
-    assert (tmp_path / "run" / "config.json").read_text().strip() == "{}"
-
-
 def test_a_signal_during_the_last_save_is_not_lost(tmp_path, monkeypatch):
     save = Run.save
 
@@ -462,14 +285,6 @@ def test_a_signal_during_the_last_save_is_not_lost(tmp_path, monkeypatch):
         train(lora_model(), token_loss, Batches(ragged_rows(8), 1, 0), None, settings, FP32, run)
 
 
-def test_the_best_weights_of_a_step_that_a_crash_undid_are_not_taken_for_another(tmp_path):
-    run = Run(tmp_path / "run", {})
-    run.save_best({"w": torch.ones(2)}, 2)
-    assert torch.equal(run.load_best(2)["w"], torch.ones(2))
-    with pytest.raises(UserError, match="is of step 2"):
-        run.load_best(1)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_one_token_predict_nothing_and_train_nothing(dtype):
     model, tokens = Llama(small_config()).to(dtype), torch.ones(2, 1, dtype=torch.int64)
@@ -478,11 +293,76 @@ def test_rows_of_one_token_predict_nothing_and_train_nothing(dtype):
     assert (float(loss.detach()), int(count)) == (0.0, 0)
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path):
-    begin_and_resume(tmp_path / "run", {}, identity={"model": "abc"})
-    torch.save({"w": torch.ones(2)}, tmp_path / "run" / "best.pt")  # the weights alone
-    now = {"model": {"bfloat16": "abc", "float16": "def"}}  # then one hash, now two
-    run = Run(tmp_path / "run", {}, True, identity=now)
-    assert run.load_newest()["step"] == 3 and torch.equal(run.load_best(3)["w"], torch.ones(2))
-    with pytest.raises(UserError, match="another model"):
-        Run(tmp_path / "run", {}, True, identity={"model": {"bfloat16": "x"}}).load_newest()
+def test_a_run_follows_its_schedule(tmp_path):
+    run = Run(tmp_path / "run", {})
+    settings = TrainSettings(lr=0.01, schedule="linear", warmup=2, accumulation_steps=1)
+    train(lora_model(), token_loss, Batches(ragged_rows(6), 1, 0), None, settings, FP32, run)
+    assert [row["lr"] for row in run.rows()] == [lr_at(step, 6, settings) for step in range(6)]
+
+
+def test_the_logged_gradient_norm_of_fp16_is_that_of_fp32(tmp_path):
+    """Not that of the scaled loss, by which clipping would cut everything."""
+    norms, settings = [], TrainSettings(max_iters=1)
+    for name in ("fp16", "fp32"):
+        run, precision = Run(tmp_path / name, {}), choose_precision(name, "cpu")
+        batches = Batches(ragged_rows(8), 2, 0)
+        train(lora_model(), token_loss, batches, None, settings, precision, run)
+        norms.append(run.rows()[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)
+
+
+def test_what_an_objective_tells_is_logged_as_a_mean(tmp_path):
+    def telling(model, batch):
+        loss, count = token_loss(model, batch)
+        return loss, count, {"half": 0.5 * count}
+
+    run, batches = Run(tmp_path / "run", {}), Batches(ragged_rows(4), 2, 0)
+    train(lora_model(), telling, batches, None, TrainSettings(), FP32, run)
+    assert run.rows()[0]["half"] == 0.5
+
+
+def test_a_run_is_evaluated_at_multiples_of_eval_every_and_at_its_end(tmp_path):
+    run, rows = Run(tmp_path / "run", {}), ragged_rows(7)
+    batches, held_out = Batches(rows, 1, 0), Batches(rows, 4, 0, seed=None)
+    settings = TrainSettings(accumulation_steps=1, eval_every=3)
+    train(lora_model(), token_loss, batches, held_out, settings, FP32, run)
+    assert [row["step"] for row in run.rows() if "held_out_loss" in row] == [3, 6, 7]
+
+
+def test_the_first_token_is_not_supervised_and_paddings_are_no_tokens(tmp_path):
+    rows = [Row(tokens, tokens.clone()) for tokens in (torch.arange(1, 9), torch.arange(1, 4))]
+    run = Run(tmp_path / "run", {})
+    train(lora_model(), token_loss, Batches(rows, 2, 0), None, TrainSettings(), FP32, run)
+    (row,) = run.rows()
+    assert row["supervised_tokens"] == sum(r.n_labels for r in rows) == 9 and row["tokens"] == 11
+
+
+def test_a_new_best_starts_patience_over():
+    progress, found = Progress(), []
+    for step, loss in enumerate((3.0, 4.0, 2.0, 5.0), 1):
+        note_held_out({"step": step, "loss": 0.0, "held_out_loss": loss}, progress, None, None)
+        found.append(progress.evaluations_since_best)
+    assert found == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("rows_of_a_sample", "shown"), [(1, "3, 4"), (2, "2")])
+def test_a_broken_step_names_its_samples_counted_from_1(rows_of_a_sample, shown):
+    batches = Batches(ragged_rows(6), 2, 0, seed=None)
+    batches.rows_of_a_sample = rows_of_a_sample
+    settings = TrainSettings(accumulation_steps=1)
+    error = broken_step(math.nan, 1.0, Progress(step=1), batches, settings, None)
+    assert f"training samples {shown})" in str(error)
+
+
+def test_a_held_out_loss_that_is_no_number_is_an_error():
+    model = lora_model()
+    with torch.no_grad():
+        model.norm.weight[0] = math.nan
+    with pytest.raises(NumericError, match="held-out"):
+        evaluate(model, token_loss, Batches(ragged_rows(2), 1, 0), FP32)
+
+
+def test_held_out_samples_without_labels_are_an_error():
+    rows = [Row(row.tokens, torch.full_like(row.labels, -100)) for row in ragged_rows(2)]
+    with pytest.raises(UserError, match="no supervised token"):
+        evaluate(lora_model(), token_loss, Batches(rows, 1, 0), FP32)
