@@ -140,3 +140,18 @@ def test_at_most_seven_of_our_frames_lead_to_the_softmax(monkeypatch, kind):
     rows, precision = [Row(torch.arange(5), torch.arange(5))], choose_precision("fp32", "cpu")
     train(model, token_loss, Batches(rows, 1, 0), None, TrainSettings(), precision)
     assert seen and all(len(frames) <= 5 for frames in seen)
+
+
+def test_a_text_may_fill_the_context_and_cached_columns_count(model):
+    tokens, cache = torch.ones(1, 128, dtype=torch.int64), model.new_cache(1, 200)
+    assert model(tokens).shape == (1, 128, 2048)
+    model(tokens[:, :120], cache)
+    with pytest.raises(UserError, match="130 tokens"):
+        model(tokens[:, :10], cache)
+
+
+def test_a_cache_that_is_reset_has_forgotten_the_soft_prompt(model):
+    cache, prompt = model.new_cache(1, 10), torch.randn(4, 32, dtype=torch.float64)
+    model(torch.tensor([[1, 2]]), cache, None, prompt)
+    cache.reset()
+    assert (cache.length, cache.n_prefix) == (0, 0)

@@ -9,7 +9,7 @@ from torch import nn
 from minillm import beam_search, generate
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
 from minillm.errors import NumericError, UserError
-from tests.conftest import MODELS
+from tests.conftest import MODELS, small_config
 
 VOCAB = 4
 
@@ -92,3 +92,36 @@ def test_logits_that_are_no_numbers_are_an_error(model):
         model.vocabulary_head.weight.fill_(float("nan"))
     with pytest.raises(NumericError, match="no numbers"):
         beam_search(model, [[1, 2]], 4)
+
+
+class Markov(nn.Module):
+    """A model whose next token depends on the last one alone, by the rows of a table."""
+
+    def __init__(self, *rows: list[float]):
+        super().__init__()
+        self.config = small_config(vocab_size=len(rows))
+        self.logs = nn.Parameter(torch.tensor(rows).log())
+
+    def forward(self, tokens, cache, left_pad, prompt, logits_at):
+        return self.logs[tokens[logits_at]]
+
+
+STAY, EITHER = [0.01, 0.98, 0.01], [0.3, 0.3, 0.4]  # token 2 ends a text
+
+
+@pytest.mark.parametrize(("first", "second", "prompts", "best"), [
+    ([0.2, 0.3, 0.5], STAY, [[0]], [[1, 1, 1]]),  # an early end, which a longer mean passes
+    ([0.005, 0.005, 0.99], STAY, [[0], [1]], [[2], [1, 1, 1]]),  # ends beside one that goes on
+    ([0.05, 0.9, 0.05], [0.2, 0.2, 0.6], [[0]], [[1, 2]]),  # an end, scored by its own length
+])  # fmt: skip
+def test_ends_are_weighed_by_the_mean_of_their_own_length(first, second, prompts, best):
+    model = Markov(first, second, EITHER)
+    assert beam_search(model, prompts, 3, 2, use_cache=False, eos_id=2) == best
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_beams_know_no_dropout(use_cache):
+    model = MODELS["gpt2"](vocab_size=64).eval()
+    want = beam_search(model, [[1, 2]], 8, 3, use_cache)
+    model.train().dropout = 0.5
+    assert beam_search(model, [[1, 2]], 8, 3, use_cache) == want

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minillm import add_lora
 from minillm.adapt.bottleneck import AdapterLinear
 from minillm.adapt.lora_linear import LoRALinear
 from minillm.adapt.methods import MethodOptions, adapt
@@ -251,3 +252,13 @@ def test_slices_are_of_one_size_where_the_vocabulary_divides(rows, vocabulary):
 def test_a_vocabulary_that_does_not_divide_has_a_shorter_last_slice():
     prime = 50021
     assert 0 < prime % _slice_width(torch.empty(256, 8), prime) < 2048
+
+
+def test_lora_on_a_head_counts_also_where_it_is_frozen():
+    """As an adapter that was loaded in 16 bits is: not merged."""
+    model, (x, targets) = MODELS["llama-gqa"](), (torch.randn(5, 32), torch.randint(2048, (5,)))
+    add_lora(model, ("output",), 4, 8, 0.0)
+    nn.init.normal_(model.output.lora_B)
+    model.requires_grad_(False)
+    want = F.cross_entropy(model.output(x), targets, reduction="none")
+    torch.testing.assert_close(head_cross_entropy(x, model.output, targets), want)

@@ -12,7 +12,7 @@ from minillm.data.preferences import PairBatches
 from minillm.data.samples import Sample, split_by_hash
 from minillm.data.templates import TEMPLATES, find_template
 from minillm.errors import UserError
-from tests.conftest import shared
+from tests.conftest import ragged_rows, shared
 
 ALPACA = TEMPLATES["alpaca"]
 
@@ -215,3 +215,23 @@ def test_the_largest_micro_batch_is_one_of_the_first_epochs():
     sizes = [batch.tokens.numel() for batch in batches]
     assert largest.tokens.numel() == max(sizes)
     assert any(torch.equal(largest.tokens, batch.tokens) for batch in batches)
+
+
+def test_a_response_that_just_fits_is_not_truncated(tokenizer):
+    samples = [Sample("Say it.", " yes")]
+    n = len(encode_samples(samples, tokenizer, 100).rows[0].tokens)
+    assert [encode_samples(samples, tokenizer, size).truncated for size in (n, n - 1)] == [0, 1]
+
+
+def test_the_epochs_of_neighbouring_seeds_have_no_order_in_common():
+    rows = ragged_rows(30)
+    orders = {tuple(Batches(rows, 2, 0, seed).order(epoch)) for seed in range(3)
+              for epoch in range(3)}  # fmt: skip
+    assert len(orders) == 9
+
+
+def test_of_equally_large_micro_batches_the_largest_has_the_most_labels():
+    rows = [Row(row.tokens, row.labels.clone()) for row in ragged_rows(1) * 4]
+    rows[2].labels[:] = rows[2].tokens
+    largest = Batches(rows, 1, 0).largest()
+    assert int((largest.labels[:, 1:] != -100).sum()) == rows[2].n_labels

@@ -1,19 +1,21 @@
 """DPO: its start, its gradient, its reference, and pairs that stay together."""
 
+import copy
 import json
 import math
 
 import pytest
 import torch
 
-from minillm import add_lora, mark_only_lora_as_trainable
+from minillm import add_lora, generate, mark_only_lora_as_trainable
 from minillm.data.batches import Row, collate
 from minillm.data.preferences import PairBatches, encode_pairs, read_preferences
+from minillm.data.samples import Sample
 from minillm.data.templates import TEMPLATES
-from minillm.dpo import DPO
+from minillm.dpo import DPO, kl_to_reference, preference_report
 from minillm.errors import UserError
 from minillm.losses import sequence_logprobs
-from tests.conftest import MODELS
+from tests.conftest import FP32, MODELS
 from train import dpo as script
 
 KINDS = ("llama-gqa", "gpt2", "phi")
@@ -134,3 +136,42 @@ def test_broken_pairs_are_left_out_where_asked(tmp_path, capsys):
     splits = TASKS["preferences"].splits(tmp_path / "p.jsonl", TEMPLATES["alpaca"], 9, 9, True)
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 20
     assert "1 broken rows left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_reference_has_no_dropout(lora):
+    model, batch = adapted("gpt2") if lora else MODELS["gpt2"]().double(), pairs()
+    model.train().dropout = 0.5
+    want = sequence_logprobs(copy.deepcopy(model).eval(), batch)
+    torch.testing.assert_close(DPO(model, 0.1).reference_logprobs(model, batch), want)
+
+
+def test_a_report_on_preferences_has_no_dropout():
+    model = adapted("gpt2")
+    dpo = DPO(model, 0.1)
+    model.train().dropout = 0.5
+    found = preference_report(model, dpo, [pairs()], FP32)
+    assert found["loss"] == pytest.approx(math.log(2), abs=1e-9) and found["n"] == 4
+
+
+def test_a_tie_is_half_right():
+    model = adapted("llama-gqa")
+    assert float(DPO(model, 0.1)(model, pairs(4))[2]["accuracy"]) == 2.0
+
+
+def test_the_kl_is_the_mean_of_what_drawn_answers_gained(tokenizer):
+    class Nothing:  # a reference that gives everything log-probability 0
+        def reference_logprobs(self, model, batch):
+            return torch.zeros(len(batch.tokens))
+
+    model, samples = MODELS["llama-gqa"](), [Sample(f"Say {i}.", "") for i in range(6)]
+    kl, error = kl_to_reference(model.train(), Nothing(), tokenizer, samples, 8, seed=3)
+    prompts = [tokenizer.encode(sample.prompt, bos=True) for sample in samples]
+    answers = generate(model, prompts, 8, temperature=1.0, eos_id=tokenizer.eos_id, seed=3)
+    gaps = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logs = model(torch.tensor([prompt + answer])).log_softmax(-1)[0, len(prompt) - 1 : -1]
+        gaps.append(logs.gather(-1, torch.tensor(answer)[:, None]).sum())
+    gaps = torch.stack(gaps)
+    assert kl == pytest.approx(float(gaps.mean()), rel=1e-4)
+    assert error == pytest.approx(float(gaps.std()) / 6**0.5, rel=1e-4)

@@ -9,7 +9,8 @@ from torch import nn
 from llama import Llama
 from minillm import add_lora, generate
 from minillm.errors import UserError
-from minillm.generate import LONG
+from minillm.generate import LONG, generate_steps
+from minillm.sampling import Sampling
 from minillm.text_stream import StopStrings
 from tests.conftest import MODELS, sharp, small_config
 
@@ -143,3 +144,53 @@ def test_a_narrower_cache_is_a_rounded_one(model):
     wide = model.new_cache(1, 12, torch.float64)
     found = torch.cat([model(part, wide) for part in tokens.split(3, 1)], 1)
     torch.testing.assert_close(found, model(tokens), atol=1e-4, rtol=0)
+
+
+class Fixed(nn.Module):
+    """A model that gives every position the same logits."""
+
+    def __init__(self, *logits: float):
+        super().__init__()
+        self.config = small_config(vocab_size=len(logits))
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, tokens, cache, left_pad, prompt, logits_at):
+        return self.logits.expand(int(logits_at.sum()), -1)
+
+
+def test_the_end_of_a_text_is_not_penalized():
+    settings = {"repetition_penalty": 2.0, "use_cache": False}
+    assert generate(Fixed(1.0, 2.0, 3.0), [[2, 0]], 1, **settings) == [[1]]
+    assert generate(Fixed(1.0, 2.0, 3.0), [[2, 0]], 1, eos_id=2, **settings) == [[2]]
+
+
+def test_a_padding_is_not_penalized():
+    settings = {"repetition_penalty": 2.0, "use_cache": False}
+    assert generate(Fixed(3.0, 2.0, 1.0), [[2], [2, 2, 2]], 1, **settings) == [[0], [0]]
+
+
+def test_a_step_tells_the_logits_before_any_penalty():
+    sampling = Sampling(repetition_penalty=2.0)
+    (step,) = generate_steps(Fixed(3.0, 2.0), [[0]], 1, sampling, use_cache=False)
+    assert step.logits.tolist() == [[3.0, 2.0]] and step.tokens == [1]
+
+
+def test_a_steps_logits_may_meet_autograd(model):
+    (step,) = generate_steps(model, [[1]], 1, Sampling())
+    assert not step.logits.is_inference()
+
+
+def test_without_a_seed_samples_follow_the_global_stream(model):
+    def draw() -> list[list[int]]:
+        return generate(model, [[1]], 20, temperature=1.0)
+
+    torch.manual_seed(1)
+    first, second = draw(), draw()
+    torch.manual_seed(1)
+    assert first == draw() != second
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_soft_prompt_takes_its_room_from_the_context(model, use_cache):
+    prompt = torch.randn(8, model.config.dim)
+    assert len(generate(model, [[1] * 118], 50, use_cache, prompt=prompt)[0]) == 2

@@ -204,7 +204,8 @@ def test_moving_while_merged_moves_base_and_merge(model):
 
 
 @pytest.mark.parametrize(
-    "change", ["in place", "data", "data in place", "load", "optimizer", "fused optimizer"]
+    "change",
+    ["in place", "data", "data in place", "load", "scale", "optimizer", "fused optimizer"],
 )
 def test_a_change_of_a_or_b_while_merged_is_merged_anew(change):
     layer = mark_only_lora_as_trainable(trained_layer()).eval()
@@ -219,6 +220,8 @@ def test_a_change_of_a_or_b_while_merged_is_merged_anew(change):
         layer.lora_B.data.add_(1)
     elif change == "load":
         layer.load_state_dict({"lora_A": layer.lora_A + 1}, strict=False)
+    elif change == "scale":
+        layer.lora_scaling *= 3
     else:
         layer.lora_A.grad = torch.ones_like(layer.lora_A)
         torch.optim.AdamW([layer.lora_A], lr=1.0, fused=change == "fused optimizer").step()
@@ -329,6 +332,8 @@ def test_mark_returns_the_model_and_takes_a_bare_layer():
     [
         ({"targets": ("wq", "wz")}, "wz.*there are.*wq"),
         ({"targets": ("norm",)}, "norm"),
+        ({"targets": ("q",)}, "'q' matches no layer"),  # the end of a name is no name
+        ({"targets": ("wk",), "rank": 17}, "between 1 and 16"),
         ({"rank": 0}, "layers.0.attention.wq"),
         ({"rank": 33}, "between 1 and 32"),
         ({"rank": 2.5}, "between 1 and 32"),
@@ -519,3 +524,17 @@ def test_a_layer_that_is_more_than_linear_is_refused_not_replaced():
 def test_the_arguments_come_in_the_order_that_is_promised():
     layer = LoRALinear(8, 6, True, 2, 4.0, 0.1)
     assert (len(layer.lora_A), layer.lora_scaling, layer.lora_dropout.p) == (2, 2.0, 0.1)
+
+
+def test_an_error_while_evaluating_puts_the_mode_back(model):
+    model.train()
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        raise ZeroDivisionError
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_to_measure_what_merging_loses_leaves_the_mode(model, mode):
+    lost_in_merging(model.train(mode))
+    assert all(module.training is mode for module in model.modules())
+    assert model.layers[0].attention.wq.has_weights_merged is not mode

@@ -415,3 +415,25 @@ def test_what_a_checkpoint_keeps_makes_the_model_whatever_the_seed(kind, case, t
     load_trainable(other, trainable_state(model))
     tokens = random_batch().tokens
     assert torch.equal(other.eval()(tokens), model(tokens))
+
+
+@both
+def test_gradients_reach_the_keys_and_the_values_of_a_prefix(kind):
+    model, tokens = MODELS[kind]().requires_grad_(False), torch.randint(0, 2048, (2, 9))
+    tuned = PrefixTuning(model, prefix_of_text(model, [1, 2, 3]))
+    token_loss(tuned, (tokens, tokens))[0].backward()
+    assert (tuned.columns.grad.abs().amax((0, 1, 3, 4)) > 0).tolist() == [True, True]
+
+
+def test_a_given_soft_prompt_comes_after_the_trained_one():
+    model, (trained, given) = MODELS["llama-gqa"](), torch.randn(2, 3, 32)
+    tokens = torch.tensor([[5, 6]])
+    want = model(tokens, prompt=torch.cat((trained, given)))
+    torch.testing.assert_close(SoftPrompt(model, trained)(tokens, prompt=given), want)
+
+
+def test_a_prefix_of_text_has_no_dropout():
+    model = MODELS["gpt2"]()
+    want = prefix_of_text(model.eval(), [1, 2, 3])
+    model.train().dropout = 0.5
+    assert torch.equal(prefix_of_text(model, [1, 2, 3]), want)

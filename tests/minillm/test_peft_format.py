@@ -105,6 +105,7 @@ def test_a_wrong_base_is_refused_unless_forced(base, tmp_path, change):
     {"use_dora": True}, {"use_rslora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]},
     {"rank_pattern": {"q_proj": 2}}, {"peft_type": "IA3"}, {"r": None},
     {"init_lora_weights": "pissa"}, {"r": 8.5}, {"lora_dropout": 7}, {"lora_alpha": "x"},
+    {"alpha_pattern": {"q_proj": 1}}, {"lora_bias": True},
 ])  # fmt: skip
 def test_settings_that_mean_something_else_are_refused_by_name(base, tmp_path, change):
     save_adapter(adapted(load_llama(base)[0]), tmp_path)
@@ -273,3 +274,30 @@ def test_alpha_is_written_as_it_was_given(base, tmp_path):
     add_lora(model, ("wq",), rank=25, alpha=7)
     save_adapter(model, tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"] == 7.0
+
+
+def with_ranks_4_and_2(model: Llama, alpha: float) -> Llama:
+    """LoRA of rank 4 and alpha 8 on wq, of rank 2 and this alpha on wv."""
+    add_lora(model, ("wq",), 4, 8, 0.0)
+    add_lora(model, ("wv",), 2, alpha, 0.0)
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B, 0, 0.1)
+    return model
+
+
+def test_layers_of_two_ranks_come_back_with_their_scale(base, tmp_path):
+    tuned, tokens = with_ranks_4_and_2(load_llama(base)[0], 4), torch.randint(0, 2048, (1, 9))
+    save_adapter(tuned, tmp_path / "a")
+    again = load_adapter(load_llama(base)[0], tmp_path / "a")
+    torch.testing.assert_close(again(tokens), tuned(tokens))
+
+
+def test_layers_of_two_scales_are_refused(base, tmp_path):
+    with pytest.raises(UserError, match="differ in scale"):
+        save_adapter(with_ranks_4_and_2(load_llama(base)[0], 8), tmp_path / "a")
+
+
+def test_peft_is_told_the_adapted_layers_and_no_others(base, tmp_path):
+    save_adapter(adapted(load_llama(base)[0], ("layers.0.attention.wq",)), tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["model.layers.0.self_attn.q_proj"]

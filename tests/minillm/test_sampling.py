@@ -104,3 +104,14 @@ def test_a_min_p_outside_its_range_is_refused(value):
 def test_logits_that_are_no_numbers_are_an_error_also_of_greedy_decoding(temperature):
     with pytest.raises(NumericError, match="no numbers"):
         draws([0.0, math.nan, 1.0], 1, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_one_row_that_is_no_number_is_an_error(temperature):
+    logits = torch.tensor([[0.0, 1.0], [0.0, math.nan]])
+    with pytest.raises(NumericError, match="no numbers"):
+        sample_next_token(logits, Sampling(temperature))
+
+
+def test_top_p_stops_where_the_sum_is_p():
+    assert candidates(torch.zeros(1, 2), Sampling(1.0, top_p=0.5))[1].tolist() == [[0.5, 0.0]]
