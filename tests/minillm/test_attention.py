@@ -34,6 +34,12 @@ def gradients(attend, inputs: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad((out * weights).sum(), inputs))
 
 
+def test_its_output_is_the_explicit_paths(case):
+    inputs, mask = case
+    out = _FusedForward.apply(*inputs, mask).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(out, causal_attention(*inputs, mask, "explicit"), atol=1e-12, rtol=0)
+
+
 def test_its_gradients_are_the_explicit_paths(case):
     inputs, mask = case
 
