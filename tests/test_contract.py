@@ -5,10 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from gpt2 import GPT2
+from llama import Llama
 from minillm import add_lora, generate, mark_only_lora_as_trainable
+from minillm.checkpoint import empty_model, materialize
 from minillm.errors import UserError
 from minillm.losses import token_loss
-from tests.conftest import MODELS
+from phi import Phi
+from tests.conftest import MODELS, equal_states, small_config, small_gpt2, small_phi
 
 RAGGED = [[5, 6, 7, 8, 9], [3], [4] * 20, list(range(10, 22))]
 
@@ -155,3 +159,50 @@ def test_a_cache_that_is_reset_has_forgotten_the_soft_prompt(model):
     model(torch.tensor([[1, 2]]), cache, None, prompt)
     cache.reset()
     assert (cache.length, cache.n_prefix) == (0, 0)
+
+
+FAMILIES = {"llama": lambda: Llama(small_config(n_layers=8, dim=64)),
+            "gpt2": lambda: GPT2(small_gpt2(n_layers=8, dim=64)),
+            "phi": lambda: Phi(small_phi(n_layers=8, dim=64))}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_random_weights_are_those_of_the_model_built_in_place(kind):
+    torch.manual_seed(3)
+    made = materialize(empty_model(FAMILIES[kind]), torch.float32, "cpu")
+    torch.manual_seed(3)
+    plain = FAMILIES[kind]()
+    plain.init_weights()  # the constructor's layers have drawn as well
+    torch.manual_seed(3)
+    plain.init_weights()
+    assert equal_states(made, plain)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_weights_begin_with_gpt2s_spread(kind):
+    """0.02, the ends of both branches smaller by sqrt(2 n_layers), positions 0.01."""
+    model = FAMILIES[kind]()
+    for name, weight in model.named_parameters():
+        if weight.dim() == 1:
+            assert (weight == (0 if name.endswith("bias") else 1)).all()
+            continue
+        at_end = name.removesuffix(".weight").endswith(model.BRANCH_ENDS)
+        want = 0.01 if name == "wpe.weight" else 0.02 / 4 if at_end else 0.02
+        assert float(weight.std()) == pytest.approx(want, rel=0.1), name
+
+
+def kept_for_backward(model: nn.Module) -> int:
+    """Numbers that a forward keeps."""
+    kept = []
+    watch = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t,
+                                                     lambda t: t)  # fmt: skip
+    with watch:
+        model(torch.randint(2048, (2, 32)))
+    return sum(kept)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_checkpointing_keeps_less_for_backward(kind):
+    model = FAMILIES[kind]()
+    plain, model.gradient_checkpointing = kept_for_backward(model), True
+    assert kept_for_backward(model) < 0.5 * plain

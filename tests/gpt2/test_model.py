@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import gpt2.model
 from gpt2 import GPT2, GPT2Config, load_gpt2, save_gpt2
 from minillm.attention import causal_attention
 from minillm.errors import UserError
@@ -63,3 +64,35 @@ def test_dropout_of_attention_weights_keeps_the_mean(attention):
 def test_impossible_sizes_are_refused(change):
     with pytest.raises(UserError):
         small_gpt2(**change)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gpt2s_dropout_falls_on_embeddings_weights_and_both_branches(training, monkeypatch):
+    model, seen = GPT2(small_gpt2()).train(training), []
+    model.dropout, model.attention = 0.1, "explicit"
+    real = torch.nn.functional.dropout
+
+    def dropout(x, p, *more, **named):
+        seen.append((tuple(x.shape), p))
+        return real(x, p, *more, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
+    model(torch.randint(2048, (2, 16)))
+    stream, weights = ((2, 16, 32), 0.1), ((2, 4, 16, 16), 0.1)
+    want = [stream, *[weights, stream, stream] * 2] if training else []
+    assert [call for call in seen if call[1]] == want
+
+
+def test_gpt2s_attention_has_its_dropout_when_fused(monkeypatch):
+    told, real = [], gpt2.model.causal_attention
+
+    def attention(*args):
+        told.append(args[5:])
+        return real(*args)
+
+    monkeypatch.setattr(gpt2.model, "causal_attention", attention)
+    model = GPT2(small_gpt2())
+    model.dropout = 0.1
+    for training in (True, False):
+        model.train(training)(torch.randint(2048, (1, 8)))
+    assert told == [(0.1,)] * 2 + [(0.0,)] * 2

@@ -376,3 +376,22 @@ def test_beside_a_tokenizer_of_another_kind_text_is_bytes_with_a_warning(folder,
     assert load_llama(folder)[1].is_bytes
     warned = capsys.readouterr().err
     assert "tokenizer.json: no tokenizer of Llama's kind" in warned and "bytes" in warned
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_metas_rope_theta_and_a_head_it_leaves_out_count(tied, tokenizer, tmp_path):
+    model = sharp(Llama(small_config(tied_head=tied, rope_theta=77.0)))
+    write_meta(model, tokenizer, tmp_path)
+    path = tmp_path / "params.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_theta": 77.0}))
+    again, _ = load_llama(tmp_path)
+    tokens = torch.randint(2048, (1, 40))
+    assert again.config == model.config and torch.equal(again(tokens), model(tokens))
+
+
+def test_a_missing_shard_of_metas_is_named(tokenizer, tmp_path):
+    model = sharp(Llama(small_config(n_kv_heads=4, n_heads=4, dim=64, hidden_dim=96)))
+    write_meta(model, tokenizer, tmp_path, 4)
+    (tmp_path / "consolidated.01.pth").unlink()
+    with pytest.raises(UserError, match=r"no consolidated\.01\.pth"):
+        load_llama(tmp_path)

@@ -175,3 +175,22 @@ def test_the_kl_is_the_mean_of_what_drawn_answers_gained(tokenizer):
     gaps = torch.stack(gaps)
     assert kl == pytest.approx(float(gaps.mean()), rel=1e-4)
     assert error == pytest.approx(float(gaps.std()) / 6**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("long", ["chosen", "rejected"])
+def test_a_pair_of_which_one_answer_would_be_cut_is_dropped(long, tokenizer):
+    row = {"prompt": "Say it.", "chosen": " yes", "rejected": " no"}
+    rows = [row, row | {long: " word" * 50}]
+    samples = [Sample(r["prompt"], r["chosen"], row=r) for r in rows]
+    encoded = encode_pairs(samples, tokenizer, 30)
+    assert (len(encoded.rows), encoded.dropped) == (2, 1)
+    assert all(row.tokens[-1] == tokenizer.eos_id for row in encoded.rows)
+
+
+def test_pairs_come_in_another_order_every_epoch():
+    rows = [Row(torch.tensor([1, i]), torch.tensor([-100, i])) for i in range(24)]
+    batches = PairBatches(rows, 4, 0, 5)
+    orders = [batches.order(epoch) for epoch in range(3)]
+    assert all(sorted(order) == [*range(24)] for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert batches.rows_of_a_sample == 2  # what an error counts samples by

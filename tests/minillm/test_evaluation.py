@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from gpt2 import GPT2
+from llama import Llama
 from minillm.adapt.methods import MethodOptions, adapt
 from minillm.checkpoint import empty_model
 from minillm.data.samples import Body, Sample
@@ -10,7 +12,7 @@ from minillm.data.tasks import TASKS
 from minillm.errors import UserError
 from minillm.evaluation import answer_room, loss_report, text_report, write_answers
 from minillm.flops import training_flops
-from tests.conftest import MODELS
+from tests.conftest import MODELS, small_config, small_gpt2
 
 PROMPTS = ["One morning, Nora", "The cat", "It was a grey day in Pebbleford and nobody was out"]
 SAMPLES = [Sample(prompt, f" {text}") for prompt, text in zip(PROMPTS, "abc", strict=True)]
@@ -129,3 +131,25 @@ def test_the_longest_prompt_that_cannot_be_shortened_bounds_the_answers(tokenize
     assert answer_room(tokenizer, samples, n + 50, 200) == 50
     assert answer_room(tokenizer, samples, 1000, 200) == 200
     assert answer_room(tokenizer, samples, n, 200) == 1
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_what_is_trained_before_the_blocks_takes_a_backward_through_all_of_them(method, tokenizer):
+    soft, _ = adapt(GPT2(small_gpt2()), tokenizer, method, MethodOptions(virtual_tokens=5))
+    matrices = sum(p.numel() for b in soft.model.blocks for p in b.parameters() if p.dim() == 2)
+    assert training_flops(soft, 100, 0, 0) == 4 * matrices * 100
+
+
+def test_drawn_answers_depend_on_the_row_and_not_on_the_batch(tokenizer):
+    model, samples = Llama(small_config()), [Sample("Say it.", " x")] * 6
+    found = [write_answers(model, tokenizer, samples, 8, batch_size=n, seed=1, temperature=1.0)
+             for n in (1, 2, 6)]  # fmt: skip
+    assert found[0] == found[1] == found[2]
+    assert len({answer.text for answer in found[0]}) == 6
+
+
+def test_a_loss_is_of_what_the_context_holds_however_much_is_allowed(tokenizer):
+    model = Llama(small_config(max_seq_len=32))
+    samples = [Sample("Say it.", " word" * n) for n in (3, 90)]
+    found = [loss_report(model, tokenizer, samples, n, 1) for n in (32, 10_000)]
+    assert found[0] == found[1]

@@ -164,3 +164,13 @@ def test_lengths_are_rounded_to_few_numbers_and_never_far():
     rounded = [round_up(n) for n in range(1, 513)]
     assert all(n <= r < max(n + 16, 1.25 * n) for n, r in enumerate(rounded, 1))
     assert len(set(rounded)) == 20 and not any(r % 16 for r in rounded)
+
+
+def test_weights_that_tell_of_no_change_are_not_packed(monkeypatch):
+    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: False)
+    with torch.inference_mode():
+        layer, x = Linear(64, 32), torch.randn(2, 64)
+        pack_weights(layer)
+        layer(x)
+        layer.weight.add_(1.0)
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))

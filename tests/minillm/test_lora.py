@@ -12,6 +12,7 @@ from llama import Llama
 from minillm import LoRALinear, add_lora, generate, lora_state_dict, mark_only_lora_as_trainable
 from minillm.adapt.bottleneck import add_adapters
 from minillm.adapt.lora import evaluating, fold_lora, lost_in_merging
+from minillm.adapt.lora_parts import LoRAParts
 from minillm.errors import UserError
 from tests.conftest import equal_states, sharp, small_config, small_gpt2
 
@@ -538,3 +539,11 @@ def test_to_measure_what_merging_loses_leaves_the_mode(model, mode):
     lost_in_merging(model.train(mode))
     assert all(module.training is mode for module in model.modules())
     assert model.layers[0].attention.wq.has_weights_merged is not mode
+
+
+def test_slices_are_kept_in_the_layers_order_and_mode():
+    fused = GPT2(small_gpt2()).h[0].attn.c_attn
+    for mode in (True, False):
+        layer = LoRAParts.from_fused(fused.train(mode), ["v", "q"], 4, 8, 0.5)
+        assert layer.adapted_parts == ["q", "v"] and layer.training is mode
+        assert layer.lora_dropout.training is mode

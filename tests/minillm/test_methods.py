@@ -7,13 +7,14 @@ import torch
 
 from gpt2 import GPT2, GPT2Config
 from llama import Llama
-from minillm import generate
-from minillm.adapt.bottleneck import AdapterLinear
+from minillm import add_lora, generate
+from minillm.adapt.bottleneck import AdapterLinear, add_adapters
 from minillm.adapt.methods import METHODS, MethodOptions, adapt
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
 from minillm.checkpoint import empty_model
 from minillm.data.batches import Row, collate
 from minillm.errors import UserError
+from minillm.linear import Linear
 from minillm.losses import token_loss
 from minillm.peft_format import load_adapter, read_notes, save_adapter
 from minillm.progress import load_trainable, trainable_state
@@ -437,3 +438,20 @@ def test_a_prefix_of_text_has_no_dropout():
     want = prefix_of_text(model.eval(), [1, 2, 3])
     model.train().dropout = 0.5
     assert torch.equal(prefix_of_text(model, [1, 2, 3]), want)
+
+
+def test_an_adapter_begins_small_and_without_biases():
+    layer = AdapterLinear.from_linear(Linear(400, 300), 50)
+    assert float(layer.down.weight.std()) == pytest.approx(0.02, rel=0.1)
+    assert not any(p.any() for p in (layer.down.bias, layer.up.weight, layer.up.bias))
+
+
+@pytest.mark.parametrize("first", ["adapters", "lora"])
+def test_adapters_go_on_plain_layers_alone(first):
+    model = GPT2(small_gpt2())
+    if first == "lora":
+        add_lora(model, ("c_attn", "c_proj"), 4)
+    else:
+        add_adapters(model, model.BRANCH_ENDS, 4)
+    with pytest.raises(UserError, match="add adapters to the plain model"):
+        add_adapters(model, model.BRANCH_ENDS, 4)

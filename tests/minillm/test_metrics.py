@@ -51,3 +51,9 @@ def test_the_paired_test_is_the_share_of_coin_tosses_at_least_as_uneven():
 
 def test_equal_predictors_have_nothing_to_tell_them_apart():
     assert paired_test([True, False], [True, False])["p_value"] == 1
+
+
+def test_the_majority_is_that_of_the_truth_not_of_the_predictions():
+    report = classification_report([0, 0, 0, 0, 1], [1, 1, 1, 0, 0], ("neg", "pos"))
+    assert report["majority_baseline"] == 0.6
+    assert report["confusion"] == [[1, 1, 0], [3, 0, 0]]

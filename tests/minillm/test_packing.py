@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from llama import Llama
 from minillm.data.batches import Batches, Row, pack
 from minillm.errors import UserError
 from minillm.footprint import measure_footprint, predict_footprint
-from minillm.losses import token_loss
+from minillm.losses import sequence_logprobs, token_loss
 from minillm.precision import Precision
-from tests.conftest import MODELS
+from tests.conftest import MODELS, ragged_rows, small_config
 
 LENGTHS = (5, 17, 33, 2, 9, 20, 16, 3, 60)
 KINDS = ("llama-gqa", "gpt2", "phi")
@@ -126,3 +127,8 @@ def test_a_packed_step_is_taken_to_have_several_forwards(kind):
     batch = Batches(ragged(), 8, 0, 0, 128, 100).largest(1)
     one, many = (predict_footprint(model, batch, how, steps) for steps in (1, 8))
     assert one.total == many.total
+
+
+def test_packed_rows_are_not_summed_as_if_they_were_one():
+    with pytest.raises(AssertionError, match="packed"):
+        sequence_logprobs(Llama(small_config()), pack(ragged_rows(3), 0))

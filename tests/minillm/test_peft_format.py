@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gpt2 import load_gpt2
+from gpt2 import GPT2, load_gpt2, save_gpt2
 from llama import Llama, load_llama, save_llama
 from minillm import add_lora, lora_state_dict, mark_only_lora_as_trainable
 from minillm.adapt.lora import lora_layers
@@ -301,3 +302,17 @@ def test_peft_is_told_the_adapted_layers_and_no_others(base, tmp_path):
     save_adapter(adapted(load_llama(base)[0], ("layers.0.attention.wq",)), tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert config["target_modules"] == ["model.layers.0.self_attn.q_proj"]
+
+
+def test_tensors_of_another_shape_are_refused_though_they_have_as_many_numbers(bpe, tmp_path):
+    model = sharp(GPT2(small_gpt2(vocab_size=300)))
+    save_gpt2(model, bpe, tmp_path / "base")
+    model.requires_grad_(False)
+    model.h[1].requires_grad_(True)
+    save_adapter(model, tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    name = "h.1.mlp.c_fc.weight"
+    state = load_file(file)
+    save_file(state | {name: state[name].t().contiguous()}, file)
+    with pytest.raises(UserError, match=rf"misshapen: {name}"):
+        load_adapter(load_gpt2(tmp_path / "base")[0], tmp_path / "a")

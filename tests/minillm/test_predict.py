@@ -115,3 +115,29 @@ def test_a_prompt_that_leaves_room_for_the_new_tokens_is_answered(both, capsys):
     model.config = replace(model.config, max_seq_len=short)
     found = predict_labels(model, tokenizer, [sample], LABELS, max_new_tokens=2)
     assert found[0].answer and "do not fit" not in capsys.readouterr().err
+
+
+def test_drawn_labels_depend_on_the_row_and_not_on_the_batch(tokenizer):
+    model, samples = Llama(small_config()), [Sample("Say it.", " x")] * 6
+    found = [predict_labels(model, tokenizer, samples, ("a", "b"), batch_size=n, seed=1,
+                            temperature=1.0) for n in (1, 2, 6)]  # fmt: skip
+    assert found[0] == found[1] == found[2]
+    assert len({label.answer for label in found[0]}) == 6
+
+
+def test_the_likelihood_of_a_label_has_no_dropout(bpe):
+    model, samples = sharp(GPT2(small_gpt2(vocab_size=300))), [Sample("the cat", "")] * 2
+    want = predict_labels(model.eval(), bpe, samples, ("a", "the"), "likelihood")
+    model.train().dropout = 0.5
+    found = predict_labels(model, bpe, samples, ("a", "the"), "likelihood")
+    assert [f.answer for f in found] == [pytest.approx(w.answer) for w in want]
+
+
+def test_a_prompt_with_room_for_the_shorter_label_alone_counts_as_wrong(bpe):
+    labels, prompt = ("a", "zq zq zq zq"), "the cat"
+    lengths = [len(label_row(bpe, prompt, label).tokens) for label in labels]
+    assert lengths[0] < lengths[1]
+    for context, fits in ((lengths[1], True), (lengths[1] - 1, False)):
+        model = GPT2(small_gpt2(vocab_size=300, max_seq_len=context))
+        (found,) = predict_labels(model, bpe, [Sample(prompt, "")], labels, "likelihood")
+        assert (found.label != NONE) is fits

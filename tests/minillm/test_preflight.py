@@ -1,17 +1,19 @@
 """The checks before the first step: each finds its fault, and none leaves a trace."""
 
 import math
+import types
 
 import pytest
 import torch
 
+from gpt2 import GPT2
 from minillm import add_lora, mark_only_lora_as_trainable, precision, preflight
 from minillm.data.batches import Batches, Row
 from minillm.errors import NumericError, UserError
 from minillm.footprint import predict_footprint
 from minillm.losses import token_loss
 from minillm.precision import Precision
-from tests.conftest import MODELS
+from tests.conftest import MODELS, small_gpt2
 from train import finetune_llama
 
 FP32 = Precision("fp32", torch.device("cpu"))
@@ -113,3 +115,24 @@ def test_held_out_rows_that_are_trained_on_are_counted():
     some = rows(6)
     assert preflight.check_held_out(some[:4], some[4:]).startswith("no held-out sample")
     assert preflight.check_held_out(some[:4], some[2:]).startswith("2 of 4 held-out samples")
+
+
+def test_the_disk_must_hold_four_checkpoints_of_three_times_what_is_trained(monkeypatch, tmp_path):
+    model = GPT2(small_gpt2())
+    need = 4 * 3 * sum(p.nbytes for p in model.parameters())
+    for free, enough in ((need, True), (need - 1, False)):
+        monkeypatch.setattr(preflight.shutil, "disk_usage",
+                            lambda path, free=free: types.SimpleNamespace(free=free))  # fmt: skip
+        if enough:
+            preflight.check_disk(model, tmp_path)
+        else:
+            with pytest.raises(UserError, match="no space for checkpoints"):
+                preflight.check_disk(model, tmp_path)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_sample_beyond_the_context_is_found_on_either_side(side):
+    short, long = ([Row(torch.arange(n), torch.arange(n))] for n in (11, 12))
+    preflight.check_context(short, short, 10)
+    with pytest.raises(UserError, match="12 tokens does not fit"):
+        preflight.check_context(*([long, short] if side == 0 else [short, long]), 10)

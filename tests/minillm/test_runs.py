@@ -1,5 +1,7 @@
 """A run's folder: who may take it, what survives in it, and what a resumed run may change."""
 
+import random
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from minillm.data.batches import Batches
 from minillm.errors import UserError
 from minillm.losses import token_loss
 from minillm.precision import choose_precision
-from minillm.runs import Run, fresh_folder
+from minillm.runs import Run, fresh_folder, rng_state, set_rng_state
 from minillm.training import TrainSettings, train
 from tests.conftest import FP32, lora_model, ragged_rows, small_config
 
@@ -152,3 +154,36 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
     assert run.load_newest()["step"] == 3 and torch.equal(run.load_best(3)["w"], torch.ones(2))
     with pytest.raises(UserError, match="another model"):
         Run(tmp_path / "run", {}, True, identity={"model": {"bfloat16": "x"}}).load_newest()
+
+
+def test_every_random_stream_is_put_back():
+    state = rng_state()
+    drawn = random.random(), torch.rand(3)
+    set_rng_state(state)
+    assert random.random() == drawn[0] and torch.equal(torch.rand(3), drawn[1])
+
+
+def test_a_damaged_checkpoint_is_no_longer_the_newest_after_a_fallback(tmp_path):
+    run = Run(tmp_path / "run", {})
+    for step in (1, 2):
+        run.save({"step": step}, step)
+    (tmp_path / "run" / "step_000002.pt").write_bytes(b"x")
+    assert run.load_newest()["step"] == 1
+    assert run.newest().name == "step_000001.pt"
+    assert (tmp_path / "run" / "step_000002.pt.damaged").exists()
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    Run(tmp_path / "run", {})
+    left = tmp_path / "run" / ".step_000001.pt.tmp.99"
+    left.write_bytes(b"half")
+    Run(tmp_path / "run", {}, resume=True)
+    assert not left.exists()
+
+
+def test_a_run_goes_on_where_the_weights_agree_in_one_of_two_dtypes(tmp_path):
+    before = {"model": {"bfloat16": "a", "float16": "b"}}
+    Run(tmp_path / "run", {}, identity=before).save({"step": 1}, 1)
+    for now in ({"bfloat16": "a", "float16": "x"}, {"bfloat16": "x", "float16": "b"}):
+        run = Run(tmp_path / "run", {}, True, identity={"model": now})
+        assert run.load_newest()["step"] == 1
