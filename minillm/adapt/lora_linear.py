@@ -203,7 +203,7 @@ class LoRALinear(Linear):
         )
 
     def _is_stale(self, compare: bool = False) -> bool:
-        """Whether A or B are no longer those that were merged. On a GPU their values are compared
+        """Whether what was merged has changed since. On a GPU the values of A and B are compared
         only if asked: that would stop its queue, in every layer."""
         if not self.is_lora() or not self._set_aside:
             return False
