@@ -21,15 +21,17 @@ def model(request) -> nn.Module:
     return MODELS[kind](vocab_size=VOCAB)
 
 
+@torch.no_grad()
 def brute_force(model, prompt, n_new, penalty, eos):
     """The best-scoring of all continuations that end with EOS or run to the limit."""
+    tails = list(itertools.product(range(VOCAB), repeat=n_new))
+    logs = model(torch.tensor([[*prompt, *tail] for tail in tails])).log_softmax(-1)  # (N, T, V)
     best, best_score = None, float("-inf")
-    for tail in itertools.product(range(VOCAB), repeat=n_new):
+    for tail, log in zip(tails, logs[:, len(prompt) - 1 : -1], strict=True):
         if eos in tail:
             tail = tail[: tail.index(eos) + 1]
-        tokens = torch.tensor([[*prompt, *tail]])
-        logs = model(tokens).log_softmax(-1)[0, len(prompt) - 1 : -1]
-        score = logs.gather(-1, torch.tensor(tail)[:, None]).sum().item() / len(tail) ** penalty
+        at = torch.tensor(tail)[:, None]
+        score = log[: len(tail)].gather(-1, at).sum().item() / len(tail) ** penalty
         if score > best_score + 1e-6:
             best, best_score = list(tail), score
     return best

@@ -39,7 +39,7 @@ def build(kind: str, case: str, tokenizer, dtype=torch.float32):
     """A random model adapted in this way, and the same model as it was."""
     method, changes = CASES[case]
     tied = {"tied_head": True} if changes.get("untie") else {}
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     model = MODELS[kind](**tied).to(dtype)
     plain = MODELS[kind](**tied).to(dtype)
     plain.load_state_dict(model.state_dict())
