@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from llama import Llama, LlamaTokenizer, load_llama, save_llama
 from minillm import generate
+from minillm.checkpoint import empty_model
 from minillm.errors import UserError
 from tests.conftest import equal_states, shared, sharp, small_config, write_meta
 
@@ -310,7 +312,9 @@ def test_loading_takes_no_more_memory_than_the_model(tokenizer, tmp_path, layout
     if not Path("/proc/self/status").exists():
         pytest.skip("private memory is read from /proc")
     config = small_config(dim=512, n_heads=8, n_kv_heads=8, **sizes)
-    model = Llama(config).bfloat16()
+    model = empty_model(lambda: Llama(config)).bfloat16().to_empty(device="cpu")
+    for weight in model.parameters():
+        nn.init.zeros_(weight)
     if layout == "hf":
         save_llama(model, tokenizer, tmp_path)
     else:
