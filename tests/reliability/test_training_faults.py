@@ -204,7 +204,7 @@ def test_d2_lengths(tally):
         "over-long": long.truncated == 1 and len(long.rows[0].tokens) == 64
         and int(long.rows[0].labels[-1]) != tokenizer.eos_id,
         "prompt fills the window": full.dropped == 1 and len(full.rows) == 1,
-        "empty answer": int(count) == 1 and math.isfinite(float(loss)),
+        "empty answer": int(count) == 1 and math.isfinite(float(loss.detach())),
         "all dropped": none.dropped == 1
         and refused(lambda: Batches(none.rows, 1, 0), "no samples left"),
     }, "a cut answer has no EOS")  # fmt: skip
