@@ -168,23 +168,32 @@ def forecast(base: Base, cell: Cell, rows: int, mixed: str, memory: int | None) 
     return {"predicted": predicted, "free": free, "fits": fits}
 
 
+def script_flags(base: Base, cell: Cell, rows: int, mixed: str, lr: float) -> list[str]:
+    """What the fine-tuning of a cell is called with."""
+    same = ["--lr", str(lr), "--held-out", "8", "--epochs", "1", "--lora-dropout", "0",
+            "--attention", "sdpa", "--no-save"]  # fmt: skip
+    return [*base.flags(), *cell.flags(rows, mixed), *same]
+
+
+def training_seconds(steps: list[dict]) -> float:
+    """Of all steps (lines of metrics.jsonl), the first, which warms up, as the others' mean."""
+    seconds = [row["tokens"] / row["tokens_per_s"] for row in steps]
+    timed = seconds[1:] or seconds
+    return sum(timed) / len(timed) * len(seconds)
+
+
 def measure(base: Base, cell: Cell, rows: int, mixed: str, lr: float, folder: Path) -> dict:
-    """Runs a cell: its memory, seconds for the samples without the first step, and losses.
-    `failed` says why where it ran out of memory all the same."""
+    """Runs a cell: its memory, seconds for the samples, and losses. `failed` says why where it ran
+    out of memory all the same."""
     script = SCRIPTS / f"finetune_{base.family.name}.py"
-    flags = [*base.flags(), *cell.flags(rows, mixed), "--lr", str(lr), "--held-out", "8",
-             "--epochs", "1", "--lora-dropout", "0", "--attention", "sdpa",
-             "--no-save"]  # in every cell the same
     try:
-        run_script(script, folder, flags)
+        run_script(script, folder, script_flags(base, cell, rows, mixed, lr))
     except OutOfMemory as error:
         return {"failed": str(error)}
     steps = read_metrics(folder / "metrics.jsonl")
-    seconds = [row["tokens"] / row["tokens_per_s"] for row in steps]
-    timed = seconds[1:] or seconds
     return {
         "memory": read_json(folder / "summary.json")["memory_mib"],
-        "seconds": sum(timed) / len(timed) * len(seconds),
+        "seconds": training_seconds(steps),
         "tokens": sum(row["tokens"] for row in steps), "losses": [row["loss"] for row in steps],
     }  # fmt: skip
 

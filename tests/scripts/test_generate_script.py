@@ -1,15 +1,24 @@
-"""tools/generate.py: stop strings, and --explain, whose numbers are those of the draw."""
+"""tools/generate.py and chat.py: every flag does what the library does, a text ends at its stop
+string, and --explain shows the numbers of the draw."""
 
 import ast
 import re
+from dataclasses import fields
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from llama import Llama, load_llama
+from minillm import beam_search
+from minillm import generate as library_generate
+from minillm.data.templates import find_template
 from minillm.errors import UserError
 from minillm.sampling import Sampling, candidates, penalize_repetition
-from tools import generate
+from tests.conftest import TINY_LLAMA
+from tools import chat, generate
 from tools.explain import explain, removed_by
+from tools.models import ModelOptions, Stopwatch, find_model, load_model
 
 ASK = ["--prompt", "One morning, Nora", "--max-new-tokens", "40"]
 
@@ -105,3 +114,120 @@ def test_the_end_of_a_text_has_no_penalty_to_explain(bpe):
     logits[eos] = 2.0
     text = explain(bpe, [eos, 40], logits, Sampling(repetition_penalty=3.0), eos, 3)
     assert text.splitlines()[1].endswith("chosen")
+
+
+def test_how_much_was_removed_is_told_by_the_models_own_probability(tokenizer):
+    logits = torch.randn(2048) * 2
+    told = explain(tokenizer, [5], logits, Sampling(2.0, top_k=3), 0, 2).splitlines()[-1]
+    own = logits.softmax(-1).topk(3).values.sum()
+    assert f"top-k 3 removed 2,045 tokens worth {float(1 - own):.2%}; 3 left" in told
+
+
+def test_it_draws_what_the_library_draws_from_the_same_seed(capsys):
+    model, tokenizer = load_llama(TINY_LLAMA)
+    prompts = ["One morning, Nora", "The"]
+    flags = [part for prompt in prompts for part in ("--prompt", prompt)]
+    texts = generate.main([*flags, "--samples", "2", "--max-new-tokens", "12", "--temperature",
+                           "0.9", "--top-k", "50", "--seed", "7"])  # fmt: skip
+    rows = [tokenizer.encode(p, bos=True) for p in prompts for _ in range(2)]
+    new = library_generate(model.eval(), rows, 12, temperature=0.9, top_k=50, seed=7,
+                           eos_id=tokenizer.eos_id)  # fmt: skip
+    assert texts == [tokenizer.decode([*row, *tail])[len(tokenizer.decode(row)) :]
+                     for row, tail in zip(rows, new, strict=True)]  # fmt: skip
+    out = capsys.readouterr().out
+    titles = ["=== 1-1 ===", "=== 1-2 ===", "=== 2-1 ===", "=== 2-2 ==="]
+    shown = [prompt for prompt in prompts for _ in range(2)]
+    for title, prompt, text in zip(titles, shown, texts, strict=True):
+        assert f"{title}\n{prompt}{text}\n" in out
+    n = sum(map(len, rows))
+    assert f"prefill {n} tokens" in out and f"decode {sum(map(len, new)) - 4} tokens" in out
+
+
+def test_the_length_penalty_is_the_one_asked_for():
+    model, tokenizer = load_llama(TINY_LLAMA)
+    tokens = tokenizer.encode("One morning, Nora", bos=True)
+    texts = []
+    for penalty in (0.0, 4.0):
+        texts += generate.main([*ASK, "--beams", "3", "--length-penalty", str(penalty)])
+        (want,) = beam_search(model.eval(), [tokens], 40, 3, True, penalty, tokenizer.eos_id)
+        want = [token for token in want if token != tokenizer.eos_id]
+        assert texts[-1] == tokenizer.decode([*tokens, *want])[len(ASK[1]) :]
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize(("flag", "columns"), [("--cache", 1), ("--no-cache", None)])
+def test_without_the_cache_every_step_computes_the_whole_text(flag, columns):
+    seen = []
+
+    def watch(module, args):
+        if isinstance(module, Llama):
+            seen.append(args[0].size(1))
+
+    handle = register_module_forward_pre_hook(watch)
+    generate.main([*ASK[:2], "--max-new-tokens", "4", flag])
+    handle.remove()
+    assert seen == [seen[0], *[columns or seen[0] + i for i in (1, 2, 3)]]
+
+
+def test_the_input_of_an_instruction_is_part_of_the_prompt():
+    flags = ["--template", "alpaca", "--max-new-tokens", "12", "--prompt", "Where does she live?"]
+    whole = find_template("alpaca").ask("Where does she live?", "Nora is a hen.")
+    bare = ["--template", "none", "--max-new-tokens", "12", "--prompt", whole]
+    given = generate.main([*flags, "--input", "Nora is a hen."])
+    assert given == generate.main(bare) != generate.main(flags)
+
+
+def test_prompts_of_a_file_come_after_those_given(tmp_path):
+    (tmp_path / "prompts.txt").write_text("b\n\n c\r\n")
+    assert generate.collect_prompts(["a"], str(tmp_path / "prompts.txt")) == ["a", "b", " c"]
+
+
+def test_a_text_that_ended_by_itself_is_not_told_to_have_met_the_context(capsys):
+    long = [*ASK[:2], "--max-new-tokens", "600"]
+    (text,) = generate.main([*long, "--stop", " "])
+    assert "(stopped" not in capsys.readouterr().out and " " not in text
+
+
+def test_tokens_per_second_are_those_of_the_first_step_and_of_the_others():
+    watch = Stopwatch(torch.device("cpu"))
+    for n_tokens in (4, 3, 2):
+        watch.mark(n_tokens)
+    watch.marks = [0.0, 2.0, 3.0, 4.5]
+    told = watch.summary(10)
+    assert told == "prefill 10 tokens, 5 tokens/s; decode 5 tokens, 2 tokens/s"
+
+
+def options(**changes) -> ModelOptions:
+    plain = {field.name: None for field in fields(ModelOptions)}
+    return ModelOptions(**plain | {"device": "cpu", "force": False, "attention": "sdpa"} | changes)
+
+
+def test_a_model_is_loaded_in_the_precision_and_with_the_attention_asked_for():
+    model, _, _ = load_model(options(precision="bf16", attention="explicit", layers=2))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.attention == "explicit" and len(model.blocks) == 2
+    plain, _, _ = load_model(options(layers=1))
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+
+
+def test_layers_asked_for_come_before_those_that_an_adapter_notes(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "minillm.json").write_text('{"base": "tiny-llama", "layers": 1}')
+    assert find_model(None, str(tmp_path), None)[1] == 1
+    assert find_model(None, str(tmp_path), 3)[1] == 3
+
+
+def test_a_line_break_in_a_stop_string_is_written_as_in_code():
+    assert generate.parse_args(["--stop", r"\n\n", "--stop", "."]).stop == ["\n\n", "."]
+
+
+def test_every_line_of_a_chat_is_answered_as_a_prompt_of_its_own(monkeypatch, capsys):
+    lines, how = ["Where does Nora live?", "Who is Tom?"], ["--temperature", "1", "--top-k", "40"]
+    how += ["--max-new-tokens", "9", "--template", "alpaca"]
+    said = iter([*lines, "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(said))
+    chat.main([*how, "--seed", "5"])
+    out = capsys.readouterr().out
+    want = [generate.main([*how, "--seed", str(5 + i), "--prompt", line])[0]
+            for i, line in enumerate(lines)]  # fmt: skip
+    assert out.partition("\n")[2] == "".join(f"{text}\n\n" for text in want)
