@@ -2,6 +2,7 @@
 
 import csv
 import json
+import statistics
 
 import pytest
 
@@ -152,6 +153,12 @@ def test_a_comparison_fills_its_report_and_resumes_cell_by_cell(checkpoint, tmp_
                "--samples 8 --held-out 4 --batch-size 4 --accumulation-steps 1"]  # fmt: skip
     results = compare_methods.main(command)
     assert [len(runs) for runs in results.values()] == [2, 2]
+    for runs in results.values():
+        assert runs[0]["report"]["loss"] != runs[1]["report"]["loss"]  # another seed
+        for run in runs:
+            means = {kind: statistics.fmean(scores) for kind, scores in run["rouge"].items()}
+            told = {kind: found["mean"] for kind, found in run["report"]["rouge"].items()}
+            assert means == pytest.approx(told) and run["report"]["n"] == 4
     names = {path.name for path in folder.iterdir()}
     assert {"report.md", "table.csv", "loss.png", "rouge.png", "cost.png"} <= names
     assert "diverged" in (folder / "report.md").read_text()

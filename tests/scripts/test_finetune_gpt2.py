@@ -10,6 +10,7 @@ import torch
 
 from gpt2 import load_gpt2
 from minillm.errors import UserError
+from minillm.runs import read_metrics
 from tests.conftest import TINY_GPT2, shared
 from tests.scripts.test_errors import fails
 from tools import evaluate, generate, merge_adapter, sweep
@@ -178,6 +179,18 @@ def test_a_sweep_fills_its_tables_and_resumes_cell_by_cell(tmp_path):
     }
     assert len((folder / "table.csv").read_text().splitlines()) == 12
     assert {result["scale"] for result in list(results.values())[1:]} == {4.0, 16.0, None}
+    for number, result in enumerate(results.values()):
+        best = result["best"]
+        assert best["report"]["accuracy"] == pytest.approx(sum(best["right"]) / 12)
+        if number:
+            steps = read_metrics(folder / f"cell-{number}" / "metrics.jsonl")
+            held_out = [step["held_out_loss"] for step in steps if "held_out_loss" in step]
+            summary = json.loads((folder / f"cell-{number}" / "summary.json").read_text())
+            share = f"{100 * summary['trainable'] / summary['parameters']:.2f}% of all"
+            assert result["best held-out loss"] == min(held_out) and share in result["trainable"]
+            flag = "model" if result["scale"] is None else "adapter"
+            is_other = (folder / f"cell-{number}" / f"{flag}_last" / "evaluation-test").exists()
+            assert is_other == (held_out[-1] != min(held_out))
     done = {path.name: path.stat().st_mtime_ns for path in folder.glob("cell-*.json")}
     assert sweep.main(command) == results
     assert done == {path.name: path.stat().st_mtime_ns for path in folder.glob("cell-*.json")}

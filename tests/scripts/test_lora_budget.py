@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from minillm.data.batches import Row, collate
 from minillm.errors import UserError
+from minillm.footprint import predict_footprint
+from minillm.precision import Precision
 from tests.conftest import ROOT
 from tools import lora_budget
 from tools.models import family_of
@@ -85,3 +88,32 @@ def test_what_cannot_be_counted_is_refused(argv):
     with pytest.raises(UserError, match="give"):
         lora_budget.main(argv)
     assert torch.is_grad_enabled()
+
+
+def test_shares_are_of_the_base_and_of_base_and_lora(capsys):
+    lora_budget.main(["--init", "gpt2", "--params", "1e6", "--rank", "1", "--models", "3"])
+    out = capsys.readouterr().out
+    lora = 12 * (768 + 2304)
+    assert f"{lora / 1e6:.4%} of the base's 1,000,000, {lora / (1e6 + lora):.4%} of base" in out
+    line = next(line for line in out.splitlines() if line.strip().startswith("LoRA  "))
+    assert f"{3 * 2 * lora / 2**30:,.2f} GiB" in line and f"{2 * lora:,} each" in line
+
+
+def test_the_rank_of_all_targets_is_that_of_the_narrowest():
+    flags = ["--init", "llama-2-70b", "--layers", "1", "--targets", "wq,wk", "--budget", "1e12"]
+    assert lora_budget.main(flags)["rank"] == 1024  # wk: 8 heads of 128
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_memory_is_that_of_the_model_it_would_train(precision, capsys):
+    flags = ["--init", "tiny-llama", "--layers", "2", "--tokens", "40", "--precision", precision]
+    found = lora_budget.main(flags)["training"]
+    how = Precision(precision, torch.device("cpu"))
+    model = lora_budget.adapted_model("tiny-llama", 2, None, 4)
+    for p in model.parameters():
+        p.data = p.data.to(torch.float32 if p.requires_grad else how.dtype)
+    row = torch.zeros(41, dtype=torch.int64)  # 40 are fed
+    batch = collate([Row(row, row)], 0)
+    assert found == predict_footprint(model, batch, how, 8).rows()  # as one of eight forwards
+    assert found["gradients"] == found["trainable weights"]
+    assert f"{found['total'] / 2**20:,.1f}" in capsys.readouterr().out
