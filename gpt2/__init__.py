@@ -7,7 +7,7 @@ from minillm.family import Family
 
 FAMILY = Family(
     name="gpt2", bundled="tiny-gpt2", config=GPT2Config, model=GPT2, tokenizer=GPT2Tokenizer,
-    load=load_gpt2, save=save_gpt2, train_tokenizer=GPT2Tokenizer.train, targets=("c_attn",),
+    load=load_gpt2, save=save_gpt2, targets=("c_attn",),
     official=OFFICIAL, read_config=read_config,
 )  # fmt: skip
 

@@ -13,22 +13,20 @@ from torch import Tensor
 
 from gpt2.model import GPT2, GPT2Config
 from gpt2.tokenizer import GPT2Tokenizer
+from minillm.bpe_tokenizer import find_vocabulary
 from minillm.checkpoint import (
     check_saveable,
     check_tokenizer,
     empty_model,
     is_copy,
     keep_first_layers,
+    write_hf,
 )
+from minillm.config import with_layers
 from minillm.errors import UserError
-from minillm.files import Fields, write_json
+from minillm.files import Fields
 from minillm.hub import Official
-from minillm.weights import (
-    LazyTensor,
-    assign_weights,
-    open_hf_weights,
-    write_safetensors,
-)
+from minillm.weights import LazyTensor, assign_weights, open_hf_weights
 
 _FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
 _VOCAB = {
@@ -62,21 +60,14 @@ def load_gpt2(
     tensor.
     """
     path = Path(path)
-    config, tensors = open_hf(path)
-    tensors, n_layers = keep_first_layers(tensors, "h", config.n_layers, n_layers, path)
-    config = replace(config, n_layers=n_layers)
-    text = GPT2Tokenizer(tokenizer or find_tokenizer(path))
+    whole, tensors = open_hf(path)
+    config = with_layers(whole, n_layers, path)
+    tensors = keep_first_layers(tensors, "h", whole.n_layers, config.n_layers)
+    text = GPT2Tokenizer(tokenizer or find_vocabulary(path))
     check_tokenizer(text, config.vocab_size, path)
     model = empty_model(lambda: GPT2(config))
     assign_weights(model, tensors, path, dtype, device)
     return model, text
-
-
-def find_tokenizer(folder: Path) -> Path | None:
-    """The vocabulary in a model's folder, None if there is none."""
-    if any((folder / name).exists() for name in ("vocab.json", "tokenizer.json")):
-        return folder
-    return next(iter(sorted(folder.glob("*.tiktoken"))), None)
 
 
 def open_hf(folder: Path) -> tuple[GPT2Config, dict[str, LazyTensor]]:
@@ -138,20 +129,14 @@ def save_gpt2(model: GPT2, tokenizer: GPT2Tokenizer, folder: str | Path) -> None
         weight.t() if TRANSPOSED.fullmatch(name) else weight
         for name, weight in model.state_dict().items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", _to_hf_config(model, tokenizer))
-    tokenizer.save(folder)
-    write_json(folder / "tokenizer_config.json", {
+    write_hf(folder, model, tokenizer, tensors, _to_hf_config(model.config), {
         "tokenizer_class": "GPT2Tokenizer", "model_max_length": model.config.max_seq_len,
         "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
         "add_prefix_space": False, "clean_up_tokenization_spaces": False,
     })  # fmt: skip
-    write_safetensors(folder / "model.safetensors", tensors)
 
 
-def _to_hf_config(model: GPT2, tokenizer: GPT2Tokenizer) -> dict:
-    c = model.config
-    dtype = str(model.wte.weight.dtype).removeprefix("torch.")
+def _to_hf_config(c: GPT2Config) -> dict:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -163,9 +148,4 @@ def _to_hf_config(model: GPT2, tokenizer: GPT2Tokenizer) -> dict:
         "vocab_size": c.vocab_size,
         "layer_norm_epsilon": c.norm_eps,
         "activation_function": "gelu_new",
-        "tie_word_embeddings": c.tied_head,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "dtype": dtype,
-        "torch_dtype": dtype,
     }

@@ -7,7 +7,7 @@ from minillm.family import Family
 
 FAMILY = Family(
     name="llama", bundled="tiny-llama", config=LlamaConfig, model=Llama, tokenizer=LlamaTokenizer,
-    load=load_llama, save=save_llama, train_tokenizer=LlamaTokenizer.train, targets=("wq", "wv"),
+    load=load_llama, save=save_llama, targets=("wq", "wv"),
     official=OFFICIAL, read_config=read_config,
 )  # fmt: skip
 

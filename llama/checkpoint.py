@@ -22,9 +22,11 @@ from minillm.checkpoint import (
     empty_model,
     is_copy,
     keep_first_layers,
+    write_hf,
 )
+from minillm.config import with_layers
 from minillm.errors import UserError
-from minillm.files import Fields, write_json
+from minillm.files import Fields
 from minillm.hub import Official
 from minillm.weights import (
     LazyTensor,
@@ -32,7 +34,6 @@ from minillm.weights import (
     open_hf_weights,
     rope_halves,
     rope_to_halves,
-    write_safetensors,
 )
 
 _FILES = ("config.json", "tokenizer.model", "model.safetensors.index.json")
@@ -61,9 +62,9 @@ def load_llama(
     tensor.
     """
     path = Path(path)
-    config, tensors = open_checkpoint(path)
-    tensors, n_layers = keep_first_layers(tensors, "layers", config.n_layers, n_layers, path)
-    config = replace(config, n_layers=n_layers)
+    whole, tensors = open_checkpoint(path)
+    config = with_layers(whole, n_layers, path)
+    tensors = keep_first_layers(tensors, "layers", whole.n_layers, config.n_layers)
     text = LlamaTokenizer(tokenizer) if tokenizer else _own_tokenizer(path)
     check_tokenizer(text, config.vocab_size, path)
     model = empty_model(lambda: Llama(config))
@@ -131,10 +132,11 @@ def read_config(path: Path) -> LlamaConfig:
     """LlamaConfig of a config.json. Errors: UserError for what the model does not implement."""
     p = Fields(path)
     p.check_kind("llama")
-    rope, heads = p.rope(), p.whole("num_attention_heads")
+    p.take_rope()
+    heads = p.whole("num_attention_heads")
     refused = {
         "architectures": p.get("architectures") not in (None, ["LlamaForCausalLM"]),
-        "partial_rotary_factor": p.number("partial_rotary_factor", 1.0, rope) != 1.0,
+        "partial_rotary_factor": p.number("partial_rotary_factor", 1.0) != 1.0,
         "sliding_window": p.get("sliding_window") is not None,
         "quantization_config": p.get("quantization_config") is not None,
         "attention_bias": p.get("attention_bias", False),
@@ -142,13 +144,13 @@ def read_config(path: Path) -> LlamaConfig:
         "hidden_act": p.get("hidden_act", "silu") != "silu",
         "head_dim": p.get("head_dim") not in (None, p.whole("hidden_size") // heads),
     }
-    p.refuse(refused, "LLaMA-2", rope)
-    theta = p.number("rope_theta", 10000.0, rope)
+    p.refuse(refused, "LLaMA-2")
     return p.build(
         LlamaConfig,
         p.whole("hidden_size"), p.whole("num_hidden_layers"), heads,
         p.whole("num_key_value_heads", heads), p.whole("vocab_size"),
-        p.whole("intermediate_size"), p.number("rms_norm_eps", 1e-6), theta,
+        p.whole("intermediate_size"), p.number("rms_norm_eps", 1e-6),
+        p.number("rope_theta", 10000.0),
         p.whole("max_position_embeddings", 2048), bool(p.get("tie_word_embeddings", False)),
     )  # fmt: skip
 
@@ -165,20 +167,14 @@ def save_llama(model: Llama, tokenizer: LlamaTokenizer, folder: str | Path) -> N
     for key, weight in model.state_dict().items():
         hf, heads = names[key.removesuffix(".weight")]
         tensors[f"{hf}.weight"] = rope_to_halves(weight, heads) if heads else weight
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", _to_hf_config(model, tokenizer))
-    tokenizer.save(folder)
-    write_json(folder / "tokenizer_config.json", {
+    write_hf(folder, model, tokenizer, tensors, _to_hf_config(model.config), {
         "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
         "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False, "legacy": True,
         "clean_up_tokenization_spaces": False, "model_max_length": model.config.max_seq_len,
     })  # fmt: skip
-    write_safetensors(folder / "model.safetensors", tensors)
 
 
-def _to_hf_config(model: Llama, tokenizer: LlamaTokenizer) -> dict:
-    c = model.config
-    dtype = str(model.tok_embeddings.weight.dtype).removeprefix("torch.")
+def _to_hf_config(c: LlamaConfig) -> dict:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -195,9 +191,4 @@ def _to_hf_config(model: Llama, tokenizer: LlamaTokenizer) -> dict:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "tie_word_embeddings": c.tied_head,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "dtype": dtype,
-        "torch_dtype": dtype,
     }

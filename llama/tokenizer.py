@@ -3,7 +3,6 @@ Face's tokenizer.json are turned back into the SentencePiece model that they cam
 """
 
 import io
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +18,6 @@ class LlamaTokenizer:
 
     Errors: UserError naming a file that is missing or no tokenizer.
     """
-
-    adds_space = True  # SentencePiece puts a space before every text
 
     def __init__(self, path: str | Path | None):
         self.path = path = None if path is None else Path(path)
@@ -57,6 +54,8 @@ class LlamaTokenizer:
                 f"{self.path}: no SentencePiece model ({' '.join(str(error).split())[:60]}); "
                 "give Llama's tokenizer.model or llama2.c's tokenizer.bin"
             ) from None
+        # SentencePiece puts a space before every text, unless a model was made without
+        self.adds_space: bool = self.pieces.normalize("a") != "a"
         self.vocab_size: int = self.pieces.vocab_size()
         self.bos_id: int = self.pieces.bos_id()
         self.eos_id: int = self.pieces.eos_id()
@@ -69,23 +68,18 @@ class LlamaTokenizer:
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of the text, never a control token for what is only written like one ("<s>")."""
-        try:
-            ids = self.pieces.encode(text)
-        except (UnicodeEncodeError, RuntimeError, TypeError):
-            raise UserError("text holds a lone surrogate, no valid Unicode; clean it") from None
-        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+        return [self.bos_id] * bos + self._encode(text) + [self.eos_id] * eos
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of the text and, for each, the index of the character it begins in."""
-        text = text.replace("\u2581", " ")  # to SentencePiece the same: its sign for a space
-        ids = self.encode(text)
-        pieces = [self.pieces.id_to_piece(i) for i in ids]
-        # in bytes; that sign has three
-        widths = [1 if self.pieces.is_byte(i) else len(p.encode()) - 2 * p.count("\u2581")
-                  for i, p in zip(ids, pieces, strict=True)]  # fmt: skip
-        starts = itertools.accumulate(widths[:-1], initial=-1)  # the first space is not in the text
-        character = [i for i, letter in enumerate(text) for _ in letter.encode()]
-        return ids, [character[max(0, start)] for start in starts] if ids else []
+        found = self._encode(text, return_type="offset_mapping")
+        return found["ids"], [start for start, _ in found["offsets"]]
+
+    def _encode(self, text: str, **form):
+        try:
+            return self.pieces.encode(text, **form)
+        except (UnicodeEncodeError, RuntimeError, TypeError):
+            raise UserError("text holds a lone surrogate, no valid Unicode; clean it") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; control tokens vanish, and so do ids that only pad the model's

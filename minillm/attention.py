@@ -94,11 +94,6 @@ def _check_room(n: int, max_seq_len: int) -> None:
         )
 
 
-def causal_mask(start: int, n_new: int, device: torch.device) -> Tensor:
-    """(T, S) bool: new token t, at column start + t, sees the columns up to itself."""
-    return torch.ones(n_new, start + n_new, dtype=torch.bool, device=device).tril(start)
-
-
 def attention_mask(
     start: int, n_new: int, left_pad: Tensor | None, n_prefix: int, device: torch.device
 ) -> Tensor | None:
@@ -113,7 +108,7 @@ def attention_mask(
     """
     if left_pad is None and (n_new == 1 or start == 0):
         return None
-    mask = causal_mask(start, n_new, device)  # (T, S)
+    mask = torch.ones(n_new, start + n_new, dtype=torch.bool, device=device).tril(start)  # (T, S)
     if left_pad is None:
         return mask
     columns = torch.arange(start + n_new, device=device)

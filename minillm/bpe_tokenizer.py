@@ -44,6 +44,9 @@ class BPETokenizer:
         elif path.suffix == ".tiktoken":
             ranks, end = _read_tiktoken(path)
         else:
+            if path.is_dir():
+                in_one = (path / "tokenizer.json").exists() and not (path / "vocab.json").exists()
+                path = path / ("tokenizer.json" if in_one else "vocab.json")
             ranks, end = _read_vocabulary(path)
             added = _read_added(path, len(ranks) + 1)
         self._build(ranks, end, added)
@@ -120,9 +123,6 @@ def _token(letters: str, path: Path) -> bytes:
 
 def _read_vocabulary(path: Path) -> tuple[dict[bytes, int], int]:
     """Ranks and the id of the control token, merges checked against them."""
-    if path.is_dir():
-        in_one = (path / "tokenizer.json").exists() and not (path / "vocab.json").exists()
-        path = path / ("tokenizer.json" if in_one else "vocab.json")
     if path.name not in ("vocab.json", "merges.txt", "tokenizer.json"):
         raise UserError(f"{path}: no GPT-2 vocabulary; give vocab.json or a .tiktoken file")
     if path.name == "tokenizer.json":
@@ -157,13 +157,10 @@ def _read_vocabulary(path: Path) -> tuple[dict[bytes, int], int]:
 def _read_added(path: Path, n_known: int) -> dict[str, int]:
     """Tokens added to a vocabulary of n_known, by their text: of added_tokens.json, or of
     tokenizer.json where there is no other. Errors: UserError unless their ids follow on."""
-    folder = path if path.is_dir() else path.parent
-    in_one = path.name == "tokenizer.json" or not (folder / "vocab.json").exists()
-    path = folder / "added_tokens.json"
-    if path.exists():
-        found = read_json(path)
-    elif in_one:
-        path = folder / "tokenizer.json"
+    beside = path.with_name("added_tokens.json")
+    if beside.exists():
+        path, found = beside, read_json(beside)
+    elif path.name == "tokenizer.json":
         tokens = read_json(path).get("added_tokens") or []
         found = {token.get("content"): token.get("id") for token in tokens}
     else:
@@ -209,3 +206,10 @@ def _read_tiktoken(path: Path) -> tuple[dict[bytes, int], int]:
     if sorted(ranks.values()) != list(range(len(ranks))) or single != 256:
         raise UserError(f"{path}: ranks with gaps, or a byte is missing; download it again")
     return ranks, len(ranks)
+
+
+def find_vocabulary(folder: Path) -> Path | None:
+    """The vocabulary in a model's folder, None if there is none."""
+    if any((folder / name).exists() for name in ("vocab.json", "tokenizer.json")):
+        return folder
+    return next(iter(sorted(folder.glob("*.tiktoken"))), None)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minillm.errors import UserError
+from minillm.files import write_json
 from minillm.memory import check_fits
-from minillm.weights import LazyTensor
+from minillm.weights import LazyTensor, write_safetensors
 
 
 class _SkipInit(TorchFunctionMode):
@@ -42,24 +43,16 @@ def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device | str
 
 
 def keep_first_layers(
-    tensors: dict[str, LazyTensor], blocks: str, have: int, wanted: int | None, where: Path
-) -> tuple[dict[str, LazyTensor], int]:
-    """Drops the tensors of all but the first `wanted` of `have` layers (None: all are wanted),
-    which `blocks` ("layers") names; returns what is left and how many layers that is.
-
-    Errors: UserError when there are fewer.
-    """
-    if wanted is None:
-        return tensors, have
-    if not (isinstance(wanted, int) and 1 <= wanted <= have):
-        raise UserError(f"{where}: has {have} layers, not {wanted}; lower --layers")
+    tensors: dict[str, LazyTensor], blocks: str, have: int, wanted: int
+) -> dict[str, LazyTensor]:
+    """Without the tensors of all but the first `wanted` of `have` layers, which `blocks` ("layers")
+    names."""
     number = re.compile(rf"{blocks}\.(\d+)\.")
-    kept = {
+    return {
         name: lazy
         for name, lazy in tensors.items()
         if not ((m := number.match(name)) and wanted <= int(m[1]) < have)
     }
-    return kept, wanted
 
 
 def is_copy(head: LazyTensor, embedding: LazyTensor | None) -> bool:
@@ -110,3 +103,21 @@ def check_saveable(model: nn.Module, folder: Path) -> None:
         raise UserError(f"{folder}: the model has LoRA layers; save_adapter, or fold_lora first")
     if more:
         raise UserError(f"{folder}: {more[0]} is in no plain model's file; save_adapter instead")
+
+
+def write_hf(
+    folder: Path, model: nn.Module, tokenizer, tensors: dict[str, Tensor], config: dict,
+    of_tokenizer: dict | None = None,
+) -> None:  # fmt: skip
+    """A Hugging Face folder of these tensors: config.json with what all models say in it, the
+    tokenizer's files (tokenizer_config.json with `of_tokenizer`), model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+    write_json(folder / "config.json", config | {
+        "tie_word_embeddings": model.config.tied_head, "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id, "dtype": dtype, "torch_dtype": dtype,
+    })  # fmt: skip
+    tokenizer.save(folder)
+    if of_tokenizer is not None:
+        write_json(folder / "tokenizer_config.json", of_tokenizer)
+    write_safetensors(folder / "model.safetensors", tensors)

@@ -1,6 +1,7 @@
 """What the configurations of all models share: checks of their sizes, and presets by name."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 from minillm.errors import UserError
 
@@ -32,9 +33,10 @@ def find_preset(name: str, presets: dict):
     return presets[name]
 
 
-def with_layers(config, n_layers: int | None, name: str):
+def with_layers(config, n_layers: int | None, where: str | Path):
     """The configuration with its first layers alone (None: all of them). Errors: UserError if it
     has not so many."""
-    if n_layers is not None and n_layers > config.n_layers:
-        raise UserError(f"--layers {n_layers}: {name} has {config.n_layers} layers; lower it")
-    return replace(config, n_layers=n_layers or config.n_layers)
+    have, wanted = config.n_layers, config.n_layers if n_layers is None else n_layers
+    if not (isinstance(wanted, int) and 1 <= wanted <= have):
+        raise UserError(f"{where}: has {have} layers, not {wanted}; lower --layers")
+    return replace(config, n_layers=wanted)

@@ -3,7 +3,6 @@ gradient, and of a frozen head's, which never exist as a whole.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +103,9 @@ class _CutCrossEntropy(torch.autograd.Function):
         # (N, D): the sum of e^(z - running_max) W, without the target's
         weighted_sum = torch.zeros_like(x, dtype=wide)
         width = _slice_width(rows, len(weight))
-        for part, b in zip(*_slices(weight, bias, width), strict=True):
+        parts = weight.split(width)
+        biases = [None] * len(parts) if bias is None else bias.split(width)
+        for part, b in zip(parts, biases, strict=True):
             part = part.to(dtype)  # (v, D)
             z = linear(rows, part, None if b is None else b.to(dtype))  # (N, v)
             p = z.to(wide)
@@ -144,9 +145,3 @@ def _slice_width(x: Tensor, n: int) -> int:
     fewest = math.ceil(n / most)
     count = next((k for k in range(fewest, 2 * fewest) if n % k == 0), fewest)
     return math.ceil(n / count)
-
-
-def _slices(weight: Tensor, bias: Tensor | None, width: int) -> tuple[Sequence, Sequence]:
-    """Rows of W and what of b goes with them."""
-    parts = weight.split(width)
-    return parts, [None] * len(parts) if bias is None else bias.split(width)

@@ -12,9 +12,8 @@ class Family:
     """The public names of a model's package, under words that are the same for all.
 
     `name` is the model_type of Hugging Face's config.json, `bundled` the checkpoint that comes
-    along, `train_tokenizer(texts, vocab_size)` makes a new tokenizer, `targets` are the layers that
-    get LoRA unless told otherwise, `official` the published checkpoints by name,
-    `read_config(path)` the config that Hugging Face's config.json describes.
+    along, `targets` are the layers that get LoRA unless told otherwise, `official` the published
+    checkpoints by name, `read_config(path)` the config that Hugging Face's config.json describes.
     """
 
     name: str
@@ -24,7 +23,6 @@ class Family:
     tokenizer: Any
     load: Callable
     save: Callable
-    train_tokenizer: Callable
     targets: tuple[str, ...]
     official: dict[str, Official]
     read_config: Callable

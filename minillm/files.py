@@ -58,7 +58,8 @@ def atomic_file(path: Path, n_bytes: int = 0):
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
-    check_space(path.parent, n_bytes)
+    if n_bytes and shutil.disk_usage(path.parent).free < n_bytes:
+        raise _no_space(path.parent, n_bytes)
     try:
         yield temporary
         umask = os.umask(0)
@@ -73,12 +74,6 @@ def atomic_file(path: Path, n_bytes: int = 0):
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def check_space(folder: Path, n_bytes: int) -> None:
-    """Errors: UserError if the folder's disk has less than that left."""
-    if n_bytes and shutil.disk_usage(folder).free < n_bytes:
-        raise _no_space(folder, n_bytes)
 
 
 def _is_full(error: Exception) -> bool:
@@ -170,12 +165,12 @@ class Fields:
         if found != model_type:
             raise UserError(f"{self.path}: model_type {found!r} is not {model_type}; not supported")
 
-    def refuse(self, refused: dict[str, bool], kind: str, first: dict | None = None) -> None:
+    def refuse(self, refused: dict[str, bool], kind: str) -> None:
         """Errors: UserError naming the first of these fields that is not as in this kind of model,
-        with its value (of the table `first`, where that has it)."""
+        with its value."""
         for field, bad in refused.items():
             if bad:
-                value = (first or {}).get(field, self.get(field))
+                value = self.get(field)
                 raise UserError(f"{self.path}: {field} {value!r} is not {kind}; not supported")
 
     def table(self, name: str) -> dict:
@@ -185,9 +180,9 @@ class Fields:
             raise UserError(f"{self.path}: {name} is {value!r}, no JSON object; fix it")
         return value
 
-    def rope(self) -> dict:
-        """`rope_parameters`, {} where there are none. Errors: UserError if they, or `rope_scaling`,
-        ask for other angles than plain RoPE's."""
+    def take_rope(self) -> None:
+        """Puts the fields of `rope_parameters` in the place of the file's own. Errors: UserError if
+        they, or `rope_scaling`, ask for other angles than plain RoPE's."""
         found, scaling = self.table("rope_parameters"), self.table("rope_scaling")
         if any(value not in (None, "default") for value in scaling.values()):
             raise UserError(f"{self.path}: rope_scaling {scaling!r} is no plain RoPE's; not "
@@ -195,7 +190,7 @@ class Fields:
         if found.get("rope_type", found.get("type")) not in (None, "default"):
             raise UserError(f"{self.path}: rope_parameters {found!r} are no plain RoPE's; not "
                             "supported")  # fmt: skip
-        return found
+        self.content |= {name: value for name, value in found.items() if value is not None}
 
     def whole(self, name: str, default: int | None = None) -> int:
         """A positive whole number below 2^31."""
@@ -204,10 +199,9 @@ class Fields:
             raise UserError(f"{self.path}: {name} is {value!r}, no positive whole number; fix it")
         return value
 
-    def number(self, name: str, default: float | None = None, first: dict | None = None) -> float:
-        """A positive finite number: of the table `first` where that has it, else of the file."""
-        value = (first or {}).get(name)
-        value = self.get(name, default) if value is None else value
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive finite number."""
+        value = self.get(name, default)
         if not isinstance(value, int | float) or not 0 < value < 1e300:  # an int may be larger
             raise UserError(f"{self.path}: {name} is {value!r}, no positive number; fix it")
         return float(value)

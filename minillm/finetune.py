@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from minillm.adapt.methods import METHODS, MethodOptions, adapt
+from minillm.adapt.methods import METHODS, adapt
 from minillm.checkpoint import check_text, check_tokenizer, empty_model, materialize
 from minillm.config import with_layers
 from minillm.data.batches import Batches, Encoded, encode_samples
@@ -19,7 +19,7 @@ from minillm.family import Family
 from minillm.files import write_json
 from minillm.fingerprint import fingerprint
 from minillm.hub import find_checkpoint
-from minillm.job import Base, BaseOptions, Data, DataOptions, Job, RunOptions
+from minillm.job import Base, BaseOptions, Data, DataOptions, Job, Options, RunOptions
 from minillm.memory import peak_mib, reset_peak
 from minillm.peft_format import save_adapter
 from minillm.plots import plot_run
@@ -76,22 +76,22 @@ def load_base(
 
 
 def prepare(
-    family: Family, options: BaseOptions, method: MethodOptions, data: DataOptions,
-    accumulation_steps: int, encode: Callable[..., Encoded] = encode_samples,
+    family: Family, options: Options, encode: Callable[..., Encoded] = encode_samples,
     kind: type[Batches] = Batches,
 ) -> tuple[Job, list]:  # fmt: skip
     """The base with the method on it and the data in batches of a `kind`, and the held-out batches.
 
     Errors: UserError for options that contradict each other, the checkpoint or the data.
     """
-    base = load(family, options)
-    model, about = adapt(base.model, base.tokenizer, options.method, method)
+    base, data, name = load(family, options.base), options.data, options.base.method
+    model, about = adapt(base.model, base.tokenizer, name, options.method)
     context, pad_id = model.config.max_seq_len, base.tokenizer.pad_id
     found = prepare_data(data, base.tokenizer, context, encode)
     size, pack = data.batch_size, data.pack
     batches = kind(found.train.rows, size, pad_id, data.seed, context, pack)
     held_out = list(kind(found.held_out.rows, size, pad_id, None, context, pack))  # in their order
-    return Job(base, model, options.method, about, found, batches, accumulation_steps), held_out
+    steps = options.training.accumulation_steps
+    return Job(base, model, name, about, found, batches, steps), held_out
 
 
 def prepare_data(
@@ -134,12 +134,14 @@ def begin(
     if options.dry_run:
         return None
     folder = Path(options.out_dir) if options.out_dir else fresh_folder("runs", name)
-    precision = job.base.precision
+    base, precision = job.base.model, job.base.precision
+    added = {name for name, p in base.named_parameters() if p.requires_grad}
+    of_base = fingerprint(base, () if METHODS[job.method].in_place else added)
     run = Run(
         folder, settings, resume=options.resume, overwrite=options.overwrite,
         override=options.override, wandb_project=options.wandb_project,
         keeps_weights=not options.no_save,
-        identity={"model": hash_of_base(job), "data": job.data.hash()},
+        identity={"model": of_base, "data": job.data.hash()},
         made_with={"precision": precision.name, "device": precision.device.type},
     )  # fmt: skip
     show_answers(job, "before")
@@ -154,15 +156,6 @@ def finish(
     peak = peak_mib(job.base.precision.device) - job.base.held_before
     keep(job, run, progress, keep_last)
     conclude(job, run, progress, optimizer, peak)
-
-
-def hash_of_base(job: Job) -> dict[str, str]:
-    """Of the weights that the run began with, without what the method has added to them: in bf16
-    and in fp16, one of which another precision than the run's leaves as it is."""
-    base = job.base.model
-    added = {name for name, p in base.named_parameters() if p.requires_grad}
-    in_place = METHODS[job.method].in_place
-    return fingerprint(base, () if in_place else added)
 
 
 def keep(job: Job, run: Run, progress: Progress, keep_last: bool) -> None:

@@ -116,14 +116,16 @@ def _watch(
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     base = getattr(model, "model", model)
-    saved, was_training = Saved(base.config.vocab_size), model.training
+    was_training = model.training
     model.train()
-    with LiveTensors(model.parameters()) as live, _places(base.blocks, saved):
+    live = LiveTensors(model.parameters())
+    saved = Saved(live, base.config.vocab_size)
+    with live, _places(base.blocks, saved):
         # a step of packed texts may take several forwards, whatever was asked for
         if accumulation_steps > 1 or segments is not None:
             for p in trained:
                 p.grad = torch.zeros_like(p)  # what the backwards before this one have left
-        watch = torch.autograd.graph.saved_tensors_hooks(saved.keeper(live), _same)
+        watch = torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor)
         with watch, precision.autocast():
             out = model(tokens, **question(model, at, targets, segments))
             loss = to_losses(out, targets).sum()
@@ -177,39 +179,31 @@ class LiveTensors(TorchDispatchMode):
 
 
 class Saved:
-    """What autograd keeps for backward, each storage once, by the place that was running."""
+    """The hook that autograd calls with each tensor it keeps for backward: counts each storage
+    once, by the place that is running."""
 
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
+    def __init__(self, live: LiveTensors, vocab_size: int):
+        self.live, self.vocab_size = live, vocab_size
         self.place, self.seen = OUTSIDE, set()
         self.by_place: dict[str, int] = {}
         self.logits = self.copies = 0
 
-    def keeper(self, live: LiveTensors) -> Callable[[Tensor], Tensor]:
-        """The hook that autograd calls with each tensor it keeps."""
-
-        def keep(tensor: Tensor) -> Tensor:
-            key, n = _key(tensor), tensor.untyped_storage().nbytes()
-            if key in live.own or key in self.seen:
-                return tensor
-            self.seen.add(key)
-            if key in live.copies:
-                self.copies += n
-            elif tensor.dim() == 2 and tensor.size(-1) == self.vocab_size:
-                self.logits += n
-            else:
-                self.by_place[self.place] = self.by_place.get(self.place, 0) + n
+    def __call__(self, tensor: Tensor) -> Tensor:
+        key, n = _key(tensor), tensor.untyped_storage().nbytes()
+        if key in self.live.own or key in self.seen:
             return tensor
-
-        return keep
+        self.seen.add(key)
+        if key in self.live.copies:
+            self.copies += n
+        elif tensor.dim() == 2 and tensor.size(-1) == self.vocab_size:
+            self.logits += n
+        else:
+            self.by_place[self.place] = self.by_place.get(self.place, 0) + n
+        return tensor
 
 
 def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _nbytes(tensors) -> int:

@@ -3,16 +3,19 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
+from minillm.adapt.methods import MethodOptions
+from minillm.cli import pick
 from minillm.data.batches import Batches, Encoded
 from minillm.data.samples import Sample
 from minillm.data.templates import Template
 from minillm.family import Family
 from minillm.precision import Precision
+from minillm.progress import TrainSettings
 
 if TYPE_CHECKING:
     from minillm.footprint import Footprint
@@ -62,6 +65,24 @@ class RunOptions:
     wandb_project: str | None
     no_save: bool
     dry_run: bool
+
+
+class Options(NamedTuple):
+    """All that a fine-tuning is told."""
+
+    base: BaseOptions
+    method: MethodOptions
+    data: DataOptions
+    run: RunOptions
+    training: TrainSettings
+
+    @classmethod
+    def from_flags(cls, flags: dict) -> "Options":
+        """Those of the flags, by name, with underscores."""
+        return cls(
+            pick(BaseOptions, flags), MethodOptions.from_flags(flags), pick(DataOptions, flags),
+            pick(RunOptions, flags), TrainSettings.from_flags(flags),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

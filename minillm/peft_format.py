@@ -100,8 +100,7 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> n
     folder = Path(folder)
     kind = Fields(folder / "adapter_config.json").get("peft_type")
     notes = read_notes(folder)
-    file = folder / "adapter_model.safetensors"
-    file = file if file.exists() else file.with_suffix(".bin")
+    file = weights_of(folder)
     tensors = open_weights([file])
     if not force:
         _check_base(model, notes, folder, set(tensors))
@@ -117,6 +116,13 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> n
             f"LORA, {PROMPT}, {PREFIX} or {TENSORS}"
         )
     return model.requires_grad_(False)
+
+
+def weights_of(folder: Path) -> Path:
+    """An adapter's file of weights; an older PEFT left a .bin."""
+    file = folder / "adapter_model.safetensors"
+    older = file.with_suffix(".bin")
+    return older if older.exists() and not file.exists() else file
 
 
 def load_tensors(model: nn.Module, file: Path, tensors: dict[str, LazyTensor]) -> None:

@@ -40,8 +40,7 @@ def plot_run(rows: Sequence[dict], path: Path, floor: float | None = None) -> No
             axes.plot(steps, losses, "o-", ms=3, label="held out")
         if floor is not None:
             axes.axhline(floor, ls="--", lw=0.8, color="grey", label="generator's entropy, at most")
-        axes.set_xlabel("optimizer steps")
-        axes.set_ylabel("loss, nats per supervised token")
+        axes.set(xlabel="optimizer steps", ylabel="loss, nats per supervised token")
         axes.legend()
 
 
@@ -56,8 +55,7 @@ def plot_held_out(curves: dict[str, Sequence[dict]], path: Path) -> None:
     with picture(path) as axes:
         for title, rows in curves.items():
             axes.plot(*held_out_losses(rows), "o-", ms=3, lw=1, label=title)
-        axes.set_yscale("log")
-        axes.set_xlabel("optimizer steps")
+        axes.set(xlabel="optimizer steps", yscale="log")
         axes.set_ylabel("held-out loss, nats per supervised token")
         axes.legend(fontsize=8)
 
@@ -90,9 +88,7 @@ def plot_scores(
         for name, score in lines.items():
             axes.axhline(100 * score, ls="--", lw=0.8, color="grey")
             axes.annotate(name, (0.01, 100 * score), xycoords=("axes fraction", "data"), fontsize=8)
-        axes.set_xscale("log")
-        axes.set_xlabel("trainable parameters")
-        axes.set_ylabel("test ROUGE-L, per seed")
+        axes.set(xscale="log", xlabel="trainable parameters", ylabel="test ROUGE-L, per seed")
         axes.legend(fontsize=8)
 
 
@@ -121,8 +117,7 @@ def plot_decode(curves: dict[str, dict[int, float]], path: Path) -> None:
         cost.set_ylabel("milliseconds a token")
         speed.set_ylabel("tokens per second")
         for axes in (cost, speed):
-            axes.set_xlabel("tokens before it")
-            axes.set_yscale("log")
+            axes.set(xlabel="tokens before it", yscale="log")
         cost.legend(fontsize=7)
 
 

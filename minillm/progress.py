@@ -110,7 +110,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_trainable(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Puts trainable_state back. Errors: UserError if the names differ."""
+    """Puts trainable_state back. Errors: UserError if names or shapes differ."""
     kept = trained(model)
     if kept.keys() != weights.keys():
         raise UserError("the checkpoint trains other tensors; resume with the settings it began")

@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 import torch
-from torch import nn
 
-from minillm.data.samples import Sample, shorten
+from minillm.data.samples import shorten
 from minillm.files import read_json, write_json
 from minillm.flops import training_flops
 from minillm.generate import generate
@@ -41,20 +40,15 @@ def show_answers(job: Job, title: str) -> None:
     """Prints what the model answers, greedily, to one held-out prompt, and where the answer is one
     of a few labels, its accuracy on all held-out samples."""
     model, tokenizer, data = job.model, job.base.tokenizer, job.data
-    show_sample(model, tokenizer, data.shown, title)
+    sample = shorten(data.shown, tokenizer, model.config.max_seq_len - SHOWN_TOKENS)
+    tokens = tokenizer.encode(sample.prompt, bos=True)
+    (new,) = generate(model, [tokens], SHOWN_TOKENS, eos_id=tokenizer.eos_id)
+    print(f"{title:>8}: {tokenizer.decode(new).strip()!r}", flush=True)
     if data.labels:
         answers = predict_labels(model, tokenizer, data.samples, data.labels)
         truth = [sample.label for sample in data.samples]
         report = classification_report([a.label for a in answers], truth, data.labels)
         print(f"{'':>8}  held-out {describe(report)}", flush=True)
-
-
-def show_sample(model: nn.Module, tokenizer, sample: Sample, title: str) -> None:
-    """Prints what the model answers, greedily, to one held-out prompt."""
-    sample = shorten(sample, tokenizer, model.config.max_seq_len - SHOWN_TOKENS)
-    tokens = tokenizer.encode(sample.prompt, bos=True)
-    (new,) = generate(model, [tokens], SHOWN_TOKENS, eos_id=tokenizer.eos_id)
-    print(f"{title:>8}: {tokenizer.decode(new).strip()!r}", flush=True)
 
 
 def account(job: Job, optimizer: torch.optim.Optimizer, peak: float) -> dict:

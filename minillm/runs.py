@@ -52,7 +52,9 @@ class Run:
         made_with: dict[str, str] | None = None,
     ):
         self.folder = Path(folder)
-        self.config, self.made_with = config, versions() | (made_with or {})
+        self.config = config
+        here = {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}
+        self.made_with = here | (made_with or {})
         self.keeps_weights = keeps_weights
         self.metrics = self.folder / "metrics.jsonl"
         self.identity = identity or {}
@@ -64,8 +66,10 @@ class Run:
             path.unlink()
         if overwrite:  # log and settings are written anew, not removed: a kill in here leaves a
             for path in [*self.folder.iterdir()]:  # run that can be resumed or overwritten
-                if not _is_own(path) and path.name != "config.json":
-                    _remove(path)
+                if _is_own(path) or path.name == "config.json":
+                    continue
+                is_folder = path.is_dir() and not path.is_symlink()
+                shutil.rmtree(path) if is_folder else path.unlink()
         if resume:
             self._check_goes_on()
             self._check_same(read_json(self.folder / "config.json"), config, override)
@@ -296,18 +300,6 @@ def _load_checked(path: Path) -> dict:
 def _is_own(path: Path) -> bool:
     """What a run that was killed before it was complete may have left."""
     return path.name in ("metrics.jsonl", ".lock") or ".tmp." in path.name
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def versions() -> dict[str, str]:
-    """What the bits of a result depend on, beside the run itself."""
-    return {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}
 
 
 def _n_bytes(state: dict) -> int:

@@ -7,7 +7,7 @@ from phi.tokenizer import PhiTokenizer
 
 FAMILY = Family(
     name="phi", bundled="tiny-phi", config=PhiConfig, model=Phi, tokenizer=PhiTokenizer,
-    load=load_phi, save=save_phi, train_tokenizer=PhiTokenizer.train, targets=("q_proj", "v_proj"),
+    load=load_phi, save=save_phi, targets=("q_proj", "v_proj"),
     official=OFFICIAL, read_config=read_config,
 )  # fmt: skip
 

@@ -1,15 +1,22 @@
 """Phi weights in and out: Hugging Face folders, whose names are ours under `model.`."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from minillm.checkpoint import check_saveable, check_tokenizer, empty_model, keep_first_layers
+from minillm.bpe_tokenizer import find_vocabulary
+from minillm.checkpoint import (
+    check_saveable,
+    check_tokenizer,
+    empty_model,
+    keep_first_layers,
+    write_hf,
+)
+from minillm.config import with_layers
 from minillm.errors import UserError
-from minillm.files import Fields, write_json
+from minillm.files import Fields
 from minillm.hub import Official
-from minillm.weights import LazyTensor, assign_weights, open_hf_weights, write_safetensors
+from minillm.weights import LazyTensor, assign_weights, open_hf_weights
 from phi.model import Phi, PhiConfig
 from phi.tokenizer import PhiTokenizer
 
@@ -35,20 +42,14 @@ def load_phi(
     tensor.
     """
     path = Path(path)
-    config, tensors = open_hf(path)
-    tensors, n_layers = keep_first_layers(tensors, "layers", config.n_layers, n_layers, path)
-    config = replace(config, n_layers=n_layers)
-    text = PhiTokenizer(tokenizer or find_tokenizer(path))
+    whole, tensors = open_hf(path)
+    config = with_layers(whole, n_layers, path)
+    tensors = keep_first_layers(tensors, "layers", whole.n_layers, config.n_layers)
+    text = PhiTokenizer(tokenizer or find_vocabulary(path))
     check_tokenizer(text, config.vocab_size, path)
     model = empty_model(lambda: Phi(config))
     assign_weights(model, tensors, path, dtype, device)
     return model, text
-
-
-def find_tokenizer(folder: Path) -> Path | None:
-    """The vocabulary in a model's folder, None if there is none."""
-    known = any((folder / name).exists() for name in ("vocab.json", "tokenizer.json"))
-    return folder if known else None
 
 
 def open_hf(folder: Path) -> tuple[PhiConfig, dict[str, LazyTensor]]:
@@ -65,7 +66,7 @@ def read_config(path: Path) -> PhiConfig:
     """PhiConfig of a config.json. Errors: UserError for what the model does not implement."""
     p = Fields(path)
     p.check_kind("phi")
-    rope = p.rope()
+    p.take_rope()
     heads, width = p.whole("num_attention_heads"), p.whole("hidden_size")
     refused = {
         "architectures": p.get("architectures") not in (None, ["PhiForCausalLM"]),
@@ -75,13 +76,12 @@ def read_config(path: Path) -> PhiConfig:
         "quantization_config": p.get("quantization_config") is not None,
     }
     p.refuse(refused, "Phi-1.5")
-    share = p.number("partial_rotary_factor", 0.5, rope)
-    theta = p.number("rope_theta", 10000.0, rope)
     return p.build(
         PhiConfig,
         width, p.whole("num_hidden_layers"), heads, p.whole("num_key_value_heads", heads),
         p.whole("vocab_size", 51200), p.whole("intermediate_size", 4 * width),
-        p.number("layer_norm_eps", 1e-5), theta, share,
+        p.number("layer_norm_eps", 1e-5), p.number("rope_theta", 10000.0),
+        p.number("partial_rotary_factor", 0.5),
         p.whole("max_position_embeddings", 2048),
     )  # fmt: skip
 
@@ -100,15 +100,10 @@ def save_phi(model: Phi, tokenizer: PhiTokenizer, folder: str | Path) -> None:
         name if name.startswith(f"{model.HEAD}.") else f"model.{name}": weight
         for name, weight in model.state_dict().items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", _to_hf_config(model, tokenizer))
-    tokenizer.save(folder)
-    write_safetensors(folder / "model.safetensors", tensors)
+    write_hf(folder, model, tokenizer, tensors, _to_hf_config(model.config))
 
 
-def _to_hf_config(model: Phi, tokenizer: PhiTokenizer) -> dict:
-    c = model.config
-    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+def _to_hf_config(c: PhiConfig) -> dict:
     return {
         "architectures": ["PhiForCausalLM"],
         "model_type": "phi",
@@ -125,9 +120,4 @@ def _to_hf_config(model: Phi, tokenizer: PhiTokenizer) -> dict:
         "hidden_act": "gelu_new",
         "qk_layernorm": False,
         "attention_dropout": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
-        "tie_word_embeddings": False,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "dtype": dtype,
-        "torch_dtype": dtype,
     }  # fmt: skip

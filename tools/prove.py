@@ -29,7 +29,7 @@ from minillm.adapt.lora import lora_layers
 from minillm.cli import Parser, add_model_flags, positive
 from minillm.errors import NumericError, UserError, friendly_errors
 from minillm.memory import MIB, free_mib
-from minillm.peft_format import load_adapter
+from minillm.peft_format import load_adapter, weights_of
 from minillm.precision import DTYPES, choose_device, choose_precision
 from minillm.weights import open_weights
 from tools.models import family_of, find_model
@@ -95,9 +95,8 @@ def make_subject(
 
 
 def _with_adapter(model: nn.Module, folder: Path, force: bool) -> nn.Module:
-    file = folder / "adapter_model.safetensors"
     own = set(model.parameters())
-    named = open_weights([file if file.exists() else file.with_suffix(".bin")])
+    named = open_weights([weights_of(folder)])
     model = load_adapter(model, folder, force)
     wide = next(iter(own)).dtype
     for name, p in model.named_parameters():

@@ -16,17 +16,16 @@ import gpt2
 import llama
 import phi
 from minillm import finetune
-from minillm.adapt.methods import MethodOptions
-from minillm.cli import Parser, above_zero, pick, settings_of
+from minillm.cli import Parser, above_zero, settings_of
 from minillm.data.preferences import PairBatches, encode_pairs
 from minillm.dpo import DPO, kl_to_reference, preference_report
 from minillm.errors import UserError, friendly_errors
 from minillm.files import write_json
 from minillm.flags import add_flags, parse
-from minillm.job import BaseOptions, DataOptions, Job, RunOptions
+from minillm.job import Job, Options
 from minillm.memory import peak_mib, reset_peak
 from minillm.report import conclude
-from minillm.training import TrainSettings, train
+from minillm.training import train
 
 LR = 1e-3
 FAMILIES = {family.name: family for family in (llama.FAMILY, gpt2.FAMILY, phi.FAMILY)}
@@ -68,21 +67,16 @@ def show_preferences(job: Job, dpo: DPO, held_out: list, seed: int, title: str) 
 
 def main(argv=None) -> dict | None:
     args = parse_args(argv)
-    flags = vars(args)
-    data = pick(DataOptions, flags | {"batch_size": 2 * args.batch_size})  # rows, two for each pair
-    job, held_out = finetune.prepare(
-        FAMILIES[args.model], pick(BaseOptions, flags), MethodOptions.from_flags(flags), data,
-        args.accumulation_steps, encode_pairs, PairBatches,
-    )  # fmt: skip
+    rows = 2 * args.batch_size  # two for each pair
+    options = Options.from_flags(vars(args) | {"batch_size": rows})
+    job, held_out = finetune.prepare(FAMILIES[args.model], options, encode_pairs, PairBatches)
     dpo, precision = DPO(job.model, args.beta), job.base.precision
-    run = finetune.begin(
-        job, dpo, pick(RunOptions, flags), f"dpo-{args.model}", settings_of(args)
-    )
+    run = finetune.begin(job, dpo, options.run, f"dpo-{args.model}", settings_of(args))
     if run is None:  # --dry-run
         return None
     before = show_preferences(job, dpo, held_out, args.seed, "before")
     reset_peak(precision.device)
-    settings = TrainSettings.from_flags(flags)
+    settings = options.training
     progress, optimizer = train(job.model, dpo, job.batches, held_out, settings, precision, run)
     peak = peak_mib(precision.device) - job.base.held_before
     finetune.keep(job, run, progress, args.keep_last)

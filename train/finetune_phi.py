@@ -10,13 +10,12 @@ al. 2023 (Phi-1.5); Hu et al. 2021 (LoRA).
 """
 
 from minillm import finetune
-from minillm.adapt.methods import MethodOptions
-from minillm.cli import Parser, pick, settings_of
+from minillm.cli import Parser, settings_of
 from minillm.errors import friendly_errors
 from minillm.flags import add_flags, parse
-from minillm.job import BaseOptions, DataOptions, RunOptions
+from minillm.job import Options
 from minillm.losses import token_loss
-from minillm.training import TrainSettings, train
+from minillm.training import train
 from phi import FAMILY
 
 LR = 2e-4
@@ -31,19 +30,13 @@ def parse_args(argv=None):
 
 def main(argv=None) -> tuple[float, float] | None:
     args = parse_args(argv)
-    flags = vars(args)
-    job, held_out = finetune.prepare(
-        FAMILY, pick(BaseOptions, flags), MethodOptions.from_flags(flags),
-        pick(DataOptions, flags), args.accumulation_steps,
-    )  # fmt: skip
-    run = finetune.begin(
-        job, token_loss, pick(RunOptions, flags), "finetune-phi", settings_of(args)
-    )
+    options = Options.from_flags(vars(args))
+    job, held_out = finetune.prepare(FAMILY, options)
+    run = finetune.begin(job, token_loss, options.run, "finetune-phi", settings_of(args))
     if run is None:  # --dry-run
         return None
-    settings = TrainSettings.from_flags(flags)
     progress, optimizer = train(
-        job.model, token_loss, job.batches, held_out, settings, job.base.precision, run
+        job.model, token_loss, job.batches, held_out, options.training, job.base.precision, run
     )
     finetune.finish(job, run, progress, optimizer, args.keep_last)
     return progress.before, progress.best

@@ -120,7 +120,7 @@ def make_data(
     held_out = list(itertools.islice(stories(HELD_OUT_SEED), n_held_out))
     unseen = {story.text for story in held_out}
     texts = training_texts(n_stories, n_reviews, n_articles, unseen)
-    tokenizer = family.train_tokenizer(texts, vocab_size)
+    tokenizer = family.tokenizer.train(texts, vocab_size)
     rows = encode_samples([Sample("", text) for text in texts], tokenizer, 10**6).rows
     tests = encode_samples([Sample("", story.text) for story in held_out], tokenizer, 10**6).rows
     n_predicted = sum(len(row.tokens) - 1 for row in tests)

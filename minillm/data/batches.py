@@ -79,7 +79,9 @@ def encode_samples(samples: Sequence[Sample], tokenizer, max_length: int) -> Enc
     """
     rows, truncated, dropped, shortened = [], 0, 0, 0
     for sample in samples:
-        response = encode_response(sample.response, tokenizer)
+        # where the tokenizer puts a space before every text, it is the response's own
+        text = sample.response.removeprefix(" " if tokenizer.adds_space else "")
+        response = tokenizer.encode(text, eos=True)
         fitting = shorten(sample, tokenizer, max_length - len(response))
         prompt = tokenizer.encode(fitting.prompt, bos=True)
         room = max_length - len(prompt)
@@ -95,14 +97,6 @@ def encode_samples(samples: Sequence[Sample], tokenizer, max_length: int) -> Enc
         labels[: len(prompt)] = IGNORED
         rows.append(Row(tokens, labels))
     return Encoded(rows, truncated, dropped, shortened)
-
-
-def encode_response(text: str, tokenizer) -> list[int]:
-    """Ids of what follows a prompt, with EOS: its leading space, if any, is the one that
-    SentencePiece puts before every text."""
-    if tokenizer.adds_space:
-        text = text.removeprefix(" ")
-    return tokenizer.encode(text, eos=True)
 
 
 def collate(rows: Sequence[Row], pad_id: int, context: int | None = None) -> Batch:

@@ -13,10 +13,7 @@ from pathlib import Path
 from minillm.data.samples import (
     Sample,
     Splits,
-    make_samples,
-    read_rows,
     read_splits,
-    stand_in_size,
     stand_in_splits,
     text_field,
 )
@@ -92,14 +89,11 @@ def read_completions(
     of which a tenth each is held out by a hash of the row. The completion is taken as it is: one
     that follows after a space begins with it. Errors: UserError naming file, line and field."""
 
-    def read(file: Path) -> list[Sample]:
-        return make_samples(read_rows(file), make, bad)
-
     def make(row: object, where: str) -> Sample:
         asked, told = (text_field(row, name, where) for name in ("prompt", "completion"))
         return Sample(template.fill(prompt=asked), told, row=asked)
 
-    return read_splits(path, read, ["jsonl"])
+    return read_splits(path, make, bad)
 
 
 def tinyworld_completions(n_train: int, n_held_out: int, template: Template) -> Splits:
@@ -113,8 +107,8 @@ def tinyworld_passages(n_train: int, n_held_out: int, template: Template) -> Spl
 
 
 def _stories(n_train: int, n_held_out: int, ask: Callable[[str], str]) -> Splits:
-    samples = []
-    for story in islice(stories(seed=3), stand_in_size(n_train, n_held_out)):
+    def make(story: object) -> Sample:
         first, _, rest = story.text.partition(". ")
-        samples.append(Sample(ask(f"{first}."), f" {rest}", row=story.text))
-    return stand_in_splits(samples, n_train, n_held_out)
+        return Sample(ask(f"{first}."), f" {rest}", row=story.text)
+
+    return stand_in_splits(lambda n: islice(stories(seed=3), n), make, n_train, n_held_out)

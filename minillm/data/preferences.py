@@ -9,8 +9,6 @@ from minillm.data.batches import Batches, Encoded, Row, encode_samples
 from minillm.data.samples import (
     Sample,
     Splits,
-    make_samples,
-    read_rows,
     read_splits,
     rows_to_split,
     split_by_hash,
@@ -29,7 +27,7 @@ def read_preferences(
     def make(row: object, where: str) -> Sample:
         return _sample({name: text_field(row, name, where) for name in FIELDS}, template)
 
-    return read_splits(path, lambda file: make_samples(read_rows(file), make, bad), ["jsonl"])
+    return read_splits(path, make, bad)
 
 
 FIELDS = ("prompt", "chosen", "rejected")

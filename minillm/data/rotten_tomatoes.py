@@ -10,10 +10,7 @@ from pathlib import Path
 from minillm.data.samples import (
     Sample,
     Splits,
-    make_samples,
-    read_rows,
     read_splits,
-    split_by_place,
     text_field,
 )
 from minillm.data.templates import Template
@@ -43,7 +40,11 @@ def read_rotten_tomatoes(
         return split_by_label(by_label, template)
     if path.is_dir() and not any(path.glob("*.jsonl")):
         raise UserError(f"{path}: neither {ORIGINAL[1]} nor train.jsonl; check the path")
-    return read_splits(path, lambda file: _read_jsonl(file, template, bad), ["jsonl"])
+
+    def make(row: object, where: str) -> Sample:
+        return _sample(text_field(row, "text", where), _label(row, where), template)
+
+    return read_splits(path, make, bad, arrange=alternate)
 
 
 def tinyworld_reviews(n_train: int, n_held_out: int, template: Template) -> Splits:
@@ -57,8 +58,9 @@ def split_by_label(by_label: list[list[str]], template: Template) -> Splits:
     """80, 10 and 10 % of each label's texts, in their order; labels alternate within a split."""
     parts: list[list] = [[], [], []]
     for label, texts in enumerate(by_label):
-        for part, chosen in zip(parts, split_by_place(texts), strict=True):
-            part += [_sample(text, label, template) for text in chosen]
+        cuts = [0, round(0.8 * len(texts)), round(0.9 * len(texts)), len(texts)]
+        for part, (low, high) in zip(parts, itertools.pairwise(cuts), strict=True):
+            part += [_sample(text, label, template) for text in texts[low:high]]
     return Splits(*map(alternate, parts))
 
 
@@ -83,13 +85,6 @@ def _read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError:
         text = raw.decode("cp1252", errors="replace")
     return [line.strip() for line in text.split("\n") if line.strip()]
-
-
-def _read_jsonl(path: Path, template: Template, bad: list[str] | None) -> list[Sample]:
-    def make(row: object, where: str) -> Sample:
-        return _sample(text_field(row, "text", where), _label(row, where), template)
-
-    return alternate(make_samples(read_rows(path), make, bad))
 
 
 def _label(row: dict, where: str) -> int:

@@ -1,4 +1,4 @@
-"""Samples, their splits, and the reading of JSON rows that they are made from."""
+"""Samples, their splits, and the reading of the rows (JSON, CSV) that they are made from."""
 
 import bisect
 import csv
@@ -172,41 +172,41 @@ MIN_TEST = 200  # samples of a generated test split
 NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 
 
-def split_by_place(items: Sequence) -> list:
-    """The first 80 % of them, the next 10 and the last 10, in their order."""
-    cuts = [0, round(0.8 * len(items)), round(0.9 * len(items)), len(items)]
-    return [items[low:high] for low, high in zip(cuts, cuts[1:], strict=False)]
-
-
-def stand_in_size(n_train: int, n_held_out: int) -> int:
-    """How many samples stand_in_splits wants of a generator."""
-    return n_train + n_held_out + max(n_held_out, MIN_TEST)
-
-
-def stand_in_splits(samples: list[Sample], n_train: int, n_held_out: int) -> Splits:
-    """Generated samples: the test split comes first, at least MIN_TEST of them, so that its
-    samples are the same whatever the sizes asked for."""
+def stand_in_splits(
+    rows: Callable[[int], Iterable], make: Callable[[object], Sample], n_train: int, n_held_out: int
+) -> Splits:
+    """`make(row)` of generated rows: the test split comes first, at least MIN_TEST of them, so that
+    its samples are the same whatever the sizes asked for."""
     n_test = max(n_held_out, MIN_TEST)
+    samples = [make(row) for row in rows(n_test + n_train + n_held_out)]
     test, rest = samples[:n_test], samples[n_test:]
     return Splits(rest[:n_train], rest[n_train:], test)
 
 
 def read_splits(
-    path: str | Path, read: Callable[[Path], list[Sample]], kinds: Sequence[str]
-) -> Splits:
-    """From a folder with a train, validation (or valid, dev) and test file of one of the kinds
-    ("jsonl", "csv"), or from one file, of which a tenth each is held out by a hash of the row.
+    path: str | Path, make: Callable[[object, str], Sample], bad: list[str] | None,
+    n: int | None = None, kind: str = "jsonl", arrange: Callable[[list], list] = list,
+) -> Splits:  # fmt: skip
+    """`make(row, where)` of the rows of a folder's train, validation (or valid, dev) and test file,
+    of each the first `n` that are good, or of one file, of which a tenth each is held out by a
+    hash of the row; `kind` is "jsonl" or "csv", `bad` as for make_samples, `arrange` orders a
+    file's samples.
 
-    Errors: UserError naming what is missing, and whatever `read` finds.
+    Errors: UserError naming what is missing, and whatever `make` finds.
     """
     path = Path(path)
+
+    def read(file: Path) -> list[Sample]:
+        rows = read_csv_rows(file) if kind == "csv" else read_rows(file)
+        return arrange(make_samples(rows, make, bad, n if path.is_dir() else None))
+
     if not path.is_dir():
         rest, test = split_by_hash(read(path), path)
         train, validation = split_by_hash(rest, path, 1 / 9, salt="validation")
         return Splits(train, validation, test)
     found = []
     for split in SPLITS:
-        files = [path / f"{name}.{kind}" for name in NAMES[split] for kind in kinds]
+        files = [path / f"{name}.{kind}" for name in NAMES[split]]
         found.append(next((file for file in files if file.exists()), files[0]))
     if not any(file.exists() for file in found):
         raise UserError(f"{path}: no {found[0].name} and the like in this folder; check the path")

@@ -9,11 +9,7 @@ from pathlib import Path
 from minillm.data.samples import (
     Sample,
     Splits,
-    make_samples,
-    read_csv_rows,
-    read_rows,
     read_splits,
-    stand_in_size,
     stand_in_splits,
     text_field,
 )
@@ -31,13 +27,7 @@ def read_cnn_dailymail(
 
     Errors: UserError naming file, line and column for a column that is missing, or empty.
     """
-    n = n if Path(path).is_dir() else None
-
-    def read(file: Path) -> list[Sample]:
-        rows = read_csv_rows(file)
-        return make_samples(rows, lambda row, where: _article(row, template, where), bad, n)
-
-    return read_splits(path, read, ["csv"])
+    return read_splits(path, lambda row, where: _article(row, template, where), bad, n, "csv")
 
 
 def read_tldr(
@@ -49,13 +39,7 @@ def read_tldr(
 
     Errors: UserError naming file, line and field.
     """
-    n = n if Path(path).is_dir() else None
-
-    def read(file: Path) -> list[Sample]:
-        rows = read_rows(file)
-        return make_samples(rows, lambda row, where: _post(row, template, where), bad, n)
-
-    return read_splits(path, read, ["jsonl"])
+    return read_splits(path, lambda row, where: _post(row, template, where), bad, n)
 
 
 def _article(row: dict, template: Template, where: str) -> Sample:
@@ -80,18 +64,18 @@ def _filled(row: dict, field: str, where: str) -> str:
 
 
 def tinyworld_articles(n_train: int, n_held_out: int, template: Template) -> Splits:
-    """Tinyworld's newspaper, in CNN/DailyMail's form: as many test articles as held-out ones."""
-    rows = articles(stand_in_size(n_train, n_held_out))
-    samples = [_article(row, template, "tinyworld") for row in rows]
-    return stand_in_splits(samples, n_train, n_held_out)
+    """Tinyworld's newspaper, in CNN/DailyMail's form."""
+    return stand_in_splits(
+        articles, lambda row: _article(row, template, "tinyworld"), n_train, n_held_out
+    )
 
 
 def tinyworld_posts(n_train: int, n_held_out: int, template: Template) -> Splits:
     """The same articles as posts, the first sentence of their highlights as the summary."""
-    rows = articles(stand_in_size(n_train, n_held_out))
-    posts = [
-        {"subreddit": "pebbleford", "title": " ".join(row["article"].split()[:6]),
-         "post": row["article"], "summary": row["highlights"].split("\n")[0]} for row in rows
-    ]  # fmt: skip
-    samples = [_post(row, template, "tinyworld") for row in posts]
-    return stand_in_splits(samples, n_train, n_held_out)
+
+    def make(row: dict) -> Sample:
+        post = {"subreddit": "pebbleford", "title": " ".join(row["article"].split()[:6]),
+                "post": row["article"], "summary": row["highlights"].split("\n")[0]}  # fmt: skip
+        return _post(post, template, "tinyworld")
+
+    return stand_in_splits(articles, make, n_train, n_held_out)

@@ -5,9 +5,13 @@ import json
 import pytest
 
 from llama import LlamaTokenizer
+from minillm.data.batches import encode_samples
+from minillm.data.samples import Sample
 from minillm.errors import UserError
+from minillm.losses import IGNORED
+from minillm.predict import label_row
 from minillm.text_stream import TextStream
-from tests.conftest import shared
+from tests.conftest import TINY_LLAMA, shared
 
 TEXTS = [
     "Nora went to the harbour.", " leading space", "two  spaces\tand a tab\nand a line",
@@ -65,13 +69,23 @@ def test_offsets_count_a_written_space_sign_as_the_space_it_becomes(tokenizer):
     assert tokenizer.encode_with_offsets(signs) == tokenizer.encode_with_offsets(spaces)
 
 
+@pytest.mark.parametrize("path", [TINY_LLAMA / "tokenizer.model", None], ids=["pieces", "bytes"])
 @pytest.mark.parametrize("text", ["Label: positive", "é 🎉 a", " two  spaces ", "x", "\nnew"])
-def test_offsets_say_where_each_token_begins(tokenizer, text):
+def test_offsets_say_where_each_token_begins(path, text):
+    tokenizer = LlamaTokenizer(path)
     ids, starts = tokenizer.encode_with_offsets(text)
     assert ids == tokenizer.encode(text) and starts == sorted(starts) and starts[0] == 0
     whole = [i for i, start in enumerate(starts) if i and start != starts[i - 1]]
     for i in whole:  # cut where a character begins, both halves are the text's
         assert tokenizer.decode(ids[:i]) == text[: starts[i]]
+
+
+def test_where_no_space_is_put_before_a_text_a_response_keeps_its_own():
+    tokenizer = LlamaTokenizer(None)
+    (row,) = encode_samples([Sample("Label:", " positive")], tokenizer, 100).rows
+    assert tokenizer.decode(row.tokens[1:-1].tolist()) == "Label: positive"
+    assert int((row.labels != IGNORED).sum()) == len(" positive") + 1  # and the end of the text
+    assert int((label_row(tokenizer, "Label:", "good").labels != IGNORED).sum()) == len(" good")
 
 
 def write_json(tokenizer, folder):

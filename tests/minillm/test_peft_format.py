@@ -316,3 +316,9 @@ def test_tensors_of_another_shape_are_refused_though_they_have_as_many_numbers(b
     save_file(state | {name: state[name].t().contiguous()}, file)
     with pytest.raises(UserError, match=rf"misshapen: {name}"):
         load_adapter(load_gpt2(tmp_path / "base")[0], tmp_path / "a")
+
+
+def test_an_adapter_without_weights_misses_the_file_that_is_written_today(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match="adapter_model.safetensors: no such file"):
+        load_adapter(Llama(small_config()), tmp_path)
