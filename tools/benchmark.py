@@ -72,7 +72,7 @@ def parse_args(argv=None):
     add("--gradient-checkpointing", action="store_true", help="training: both engines")
     add("--pack", type=positive, metavar="TOKENS",
         help="training: minillm packs its rows into forwards of so many tokens")  # fmt: skip
-    add("--repeats", type=positive, default=5, help="turns of each engine")
+    add("--repeats", type=positive, default=5, help="turns of each engine (of a context: 2)")
     add("--seed", type=whole, default=0, help="of weights and tokens")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--out-dir", default="runs/benchmark", help="where the report goes")

@@ -114,12 +114,12 @@ def search(folder: Path, script: Path, method: str, grid: list[float], flags: li
     """
     losses = {}
     for lr in grid:
-        cell = folder / f"search-{method}-{lr:g}"
+        cell = folder / f"search-{method}-{lr}"
         try:
             run_script(script, cell, [*flags, "--method", method, "--lr", str(lr)])
-            losses[f"{lr:g}"] = read_json(cell / "summary.json")["held_out_best"]
+            losses[str(lr)] = read_json(cell / "summary.json")["held_out_best"]
         except NumericError:
-            losses[f"{lr:g}"] = None
+            losses[str(lr)] = None
     found = {lr: loss for lr, loss in losses.items() if loss is not None}
     if not found:
         raise UserError(f"{method}: no rate of {', '.join(losses)} trains; give others by --grid")

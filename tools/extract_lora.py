@@ -216,6 +216,8 @@ def main(argv=None) -> list[dict]:
     everything = sum_of_squares(differences(base, tuned))
     batches = list(Batches(held_out.rows, 8, tokenizer.pad_id, None, context))
     folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "extract-lora")
+    if (folder / "adapter").exists():
+        raise UserError(f"{folder}: holds an adapter already; name another --out-dir")
     folder.mkdir(parents=True, exist_ok=True)
 
     def loss(model: nn.Module = base) -> float:

@@ -194,3 +194,23 @@ def test_pairs_come_in_another_order_every_epoch():
     assert all(sorted(order) == [*range(24)] for order in orders)
     assert len({tuple(order) for order in orders}) == 3
     assert batches.rows_of_a_sample == 2  # what an error counts samples by
+
+
+def test_the_scripts_settings_are_those_of_its_figures(tmp_path):
+    flags = ["--layers", "1", "--samples", "16", "--held-out", "6", "--batch-size", "4",
+             "--lr", "0.01", "--epochs", "1"]  # fmt: skip
+    found = {}
+    for beta in ("0.1", "0.8"):
+        folder = tmp_path / beta
+        found[beta] = script.main([*flags, "--beta", beta, "--out-dir", str(folder)])
+        told = json.loads((folder / "preferences.json").read_text())
+        assert told["before"] == found[beta]["before"] and told["after"] == found[beta]["after"]
+        assert told["before"]["loss"] == pytest.approx(math.log(2)) != told["after"]["loss"]
+        assert told["after"]["kl_n"] == 6 and told["after"]["n"] == 6
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4  # steps of 4 pairs
+    assert found["0.1"]["after"]["loss"] != found["0.8"]["after"]["loss"]
+
+
+def test_pairs_are_not_packed():
+    with pytest.raises(UserError, match="--pack"):
+        script.parse_args(["--pack", "512"])

@@ -6,12 +6,17 @@ import statistics
 
 import pytest
 
+from gpt2 import load_gpt2
+from minillm import generate as library_generate
 from minillm.adapt.methods import METHODS
+from minillm.data.course_files import ask_about_post, until_next_cue
+from minillm.data.samples import shorten
 from minillm.data.tinyworld import articles
 from minillm.errors import UserError
-from tests.conftest import shared
+from minillm.runs import read_metrics
+from tests.conftest import TINY_GPT2, shared
 from tools import compare_methods, evaluate, generate, merge_adapter, samples
-from train import finetune_gpt2, finetune_llama
+from train import dpo, finetune_gpt2, finetune_llama, finetune_phi
 
 SCRIPTS = {"llama": finetune_llama, "gpt2": finetune_gpt2}
 CHECKPOINTS = {"llama": "tiny-llama", "gpt2": "tiny-gpt2"}
@@ -183,3 +188,83 @@ def test_a_flag_of_every_run_is_known_however_it_is_written(flags):
 def test_the_untuned_model_is_cut_and_asked_as_the_tuned_ones():
     flags = ["--lr", "1", "--layers=2", "--template", "mine.json"]
     assert compare_methods.of_model(flags) == ["--layers", "2", "--template", "mine.json"]
+
+
+def test_samples_are_drawn_as_asked_each_input_from_a_stream_of_its_own(tmp_path):
+    (tmp_path / "in.txt").write_text("The cat sat\nThe sky\n")
+    how = {"temperature": 0.9, "top_k": 30, "repetition_penalty": 1.1}
+    written = samples.main([
+        "--checkpoint", "tiny-gpt2", "--kind", "completions", "--inputs", str(tmp_path / "in.txt"),
+        "--out-dir", str(tmp_path), "--samples", "2", "--layers", "1", "--seed", "5",
+        *(word for flag, value in how.items() for word in (f"--{flag}", str(value))),
+    ])  # fmt: skip
+    model, tokenizer = load_gpt2(TINY_GPT2, n_layers=1)
+    for i, text in enumerate(("The cat sat", "The sky")):
+        tokens = tokenizer.encode(text, bos=True)
+        new = library_generate(model.eval(), [tokens] * 2, 101 - len(tokens), seed=5 + 2 * i,
+                               eos_id=tokenizer.eos_id, **how)  # fmt: skip
+        ended = [[t for t in row if t != tokenizer.eos_id] for row in new]
+        assert written[i] == [tokenizer.decode(row).strip() for row in ended]
+
+
+def test_a_summary_ends_at_the_next_cue_and_has_room_however_long_the_post():
+    model, tokenizer = load_gpt2(TINY_GPT2, n_layers=1)
+    sample = ask_about_post(f"SUBREDDIT: r/a TITLE: b POST: {'a word ' * 600}TL;DR:", None)
+    how = {"temperature": 0.0, "top_k": None, "repetition_penalty": 1.0}
+    asked = shorten(sample, tokenizer, model.config.max_seq_len - samples.NEW_TOKENS)
+    tokens = tokenizer.encode(asked.prompt, bos=True)
+    (new,) = library_generate(model.eval(), [tokens], samples.NEW_TOKENS, eos_id=tokenizer.eos_id)
+    text = tokenizer.decode([t for t in new if t != tokenizer.eos_id]).strip()
+    assert samples.write_samples(model, tokenizer, sample, "summaries", 1, 0, how) == [
+        until_next_cue(text)
+    ]
+    assert until_next_cue("a hen TL;DR: b") == "a hen"
+
+
+def test_a_score_is_the_mean_of_the_sets_in_the_posts_order(tmp_path):
+    """Three posts, two samples of each: a set has three, and its references their own order."""
+    pytest.importorskip("rouge_score")
+    from rouge_score.rouge_scorer import RougeScorer
+
+    (tmp_path / "in.txt").write_text("\n\n".join(f"Nora {word}" for word in ["ran", "sat", "saw"]))
+    references = ["She was running.", "Tom and she", "a hare and the sky in the morning"]
+    (tmp_path / "ref.txt").write_text("\n".join(references))
+    written = samples.main([
+        "--checkpoint", "tiny-gpt2", "--kind", "summaries", "--inputs", str(tmp_path / "in.txt"),
+        "--references", str(tmp_path / "ref.txt"), "--out-dir", str(tmp_path), "--samples", "2",
+    ])  # fmt: skip
+    scorer = RougeScorer(["rouge1"], use_stemmer=False)
+    scores = [scorer.score(reference, text)["rouge1"].fmeasure
+              for texts, reference in zip(written, references, strict=True) for text in texts]
+    told = (tmp_path / "output_rouge_score_tiny-gpt2.txt").read_text().splitlines()[-1]
+    assert float(told.rpartition(" ")[2]) == pytest.approx(statistics.fmean(scores))
+
+
+@pytest.mark.parametrize("script", [finetune_llama, finetune_gpt2, finetune_phi, dpo],
+                         ids=lambda module: module.__name__)  # fmt: skip
+def test_every_script_logs_its_steps_keeps_the_last_weights_and_tries_dry(script, tmp_path, capsys):
+    task = [] if script is dpo else ["--task", "alpaca"]
+    flags = [*task, "--layers", "1", "--samples", "12", "--held-out", "4", "--batch-size", "2",
+             "--accumulation-steps", "3", "--max-iters", "2", "--lr", "1e-3",
+             "--out-dir", str(tmp_path / "run")]  # fmt: skip
+    assert script.main([*flags, "--dry-run"]) is None and not (tmp_path / "run").exists()
+    script.main([*flags, "--keep-last"])
+    assert (tmp_path / "run" / "adapter_last").exists()
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    rows = 4 if script is dpo else 2  # of a pair there are two
+    assert f"step: 3 x {rows} " in capsys.readouterr().out
+
+
+def test_the_courses_numbers_are_the_defaults():
+    args = [script.parse_args([]) for script in (finetune_llama, finetune_gpt2, finetune_phi)]
+    assert [a.batch_size * a.accumulation_steps for a in args] == [8, 128, 8]
+    assert [a.samples for a in args] == [200, 5000, 5000]
+
+
+def test_the_dropout_of_gpt2_is_the_one_asked_for(tmp_path):
+    flags = ["--layers", "1", "--samples", "8", "--held-out", "4", "--max-iters", "1",
+             "--lora-dropout", "0", "--no-save", "--out-dir"]  # fmt: skip
+    for dropout in ("0", "0.5"):
+        finetune_gpt2.main([*flags, str(tmp_path / dropout), "--dropout", dropout])
+    first = [read_metrics(tmp_path / d / "metrics.jsonl")[0]["loss"] for d in ("0", "0.5")]
+    assert first[0] != first[1]

@@ -160,3 +160,34 @@ def test_a_model_that_is_not_here_names_the_command_that_fetches_it():
         hub.find_checkpoint("gpt2")  # the folder of that name here is code
     with pytest.raises(UserError, match="check the path"):
         hub.find_checkpoint("no/such/folder")
+
+
+def test_offline_asks_nobody_and_a_token_goes_with_every_question(
+    server, known, tmp_path, monkeypatch
+):
+    plain, seen = Hub.answer, []
+
+    def answer(self, body: bool):
+        seen.append(self.headers.get("Authorization"))
+        plain(self, body)
+
+    monkeypatch.setattr(Hub, "answer", answer)
+    flags = ["gpt2", "--out", str(tmp_path), "--endpoint", server, "--token", "hf_secret"]
+    with pytest.raises(UserError):
+        download.main([*flags, "--offline"])
+    assert not seen
+    download.main(flags)
+    assert seen and set(seen) == {"Bearer hf_secret"}
+    seen.clear()
+    download.main([*flags, "--offline"])  # all is there
+    assert not seen
+
+
+def test_megabytes_are_of_a_million_bytes(server, known, tmp_path, capsys):
+    download.main(["gpt2", "--out", str(tmp_path), "--endpoint", server])
+    n = sum(path.stat().st_size for path in (tmp_path / "gpt2").iterdir() if path.is_file())
+    with (tmp_path / "gpt2" / "config.json").open("ab") as file:
+        file.write(b" " * (7_000_000 - n))
+    capsys.readouterr()
+    download.main(["gpt2", "--out", str(tmp_path), "--endpoint", server, "--offline"])
+    assert "4 files, 7 MB" in capsys.readouterr().out

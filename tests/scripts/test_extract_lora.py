@@ -1,13 +1,17 @@
 """tools/extract_lora.py: the nearest update of each rank, as an ordinary adapter."""
 
+import contextlib
 import copy
 import json
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from llama import load_llama, save_llama
+from llama import Llama, load_llama, save_llama
 from minillm.adapt.lora import lora_layers
+from minillm.data.batches import encode_samples
+from minillm.data.tasks import TASKS
 from minillm.errors import UserError
 from minillm.peft_format import load_adapter
 from tests.conftest import MODELS, TINY_LLAMA
@@ -175,3 +179,61 @@ def test_a_base_with_other_tensors_is_an_error(tuned_folder, tokenizer, tmp_path
 def test_without_a_checkpoint_it_says_so():
     with pytest.raises(UserError, match="--checkpoint: none given"):
         extract_lora.main([])
+
+
+def test_an_adapter_that_is_there_stays(tuned_folder, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"mine")
+    with pytest.raises(UserError, match="another --out-dir"):
+        extract_lora.main(["--checkpoint", str(tuned_folder), "--out-dir", str(tmp_path)])
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == b"mine"
+
+
+def test_the_table_says_how_far_each_rank_is_and_what_it_costs(tuned_folder, tmp_path, capsys):
+    flags = ["--checkpoint", str(tuned_folder), "--held-out", "4", "--rank", "4", "--ranks", "2"]
+    rows = extract_lora.main([*flags, "--targets", "wq,w2", "--out-dir", str(tmp_path)])
+    sides = [(192, 192), (192, 512)]
+    sizes = [sum(min(r, a) * (a + b) for a, b in sides) for r in (2, 4, 192)]
+    assert [row["parameters"] for row in rows] == sizes
+    lines = capsys.readouterr().out.partition("energy kept")[2].splitlines()
+    for row in rows:
+        line = next(line for line in lines if line.split()[:1] == [str(row["rank"])])
+        assert f"{max(0.0, 1 - row['energy']) ** 0.5:.3f}" == line.split()[2]
+    base, tuned = (load_llama(folder, n_layers=1)[0].state_dict()
+                   for folder in (TINY_LLAMA, tuned_folder))  # fmt: skip
+    squares = {name: float((tuned[name] - base[name]).double().square().sum()) for name in base}
+    inside = sum(n for name, n in squares.items() if name.endswith(("wq.weight", "w2.weight")))
+    told = json.loads((tmp_path / "extract.json").read_text())
+    assert told["share_in_targets"] == pytest.approx(inside / sum(squares.values()), rel=1e-4)
+
+
+def test_the_losses_are_of_what_the_task_holds_out_and_cut_where_asked(tokenizer):
+    held_out, template = extract_lora.held_out_rows("alpaca", None, None, tokenizer, 6, 512)
+    want = TASKS["alpaca"].splits(None, template, 1, 6).validation[:6]
+    rows = encode_samples(want, tokenizer, 512).rows
+    assert all(map(torch.equal, (r.tokens for r in held_out.rows), (r.tokens for r in rows)))
+    short, _ = extract_lora.held_out_rows("alpaca", None, None, tokenizer, 30, 120)
+    assert max(len(row.tokens) for row in short.rows) <= 120 < max(len(r.tokens) for r in rows)
+
+
+def test_the_base_is_held_in_the_precision_asked_for(tuned_folder, tmp_path):
+    seen = []
+    handle = register_module_forward_pre_hook(
+        lambda module, args: seen.append(next(module.parameters()).dtype)
+        if isinstance(module, Llama) else None)  # fmt: skip
+    extract_lora.main(["--checkpoint", str(tuned_folder), "--held-out", "2", "--rank", "2",
+                       "--ranks", "2", "--targets", "wq", "--precision", "bf16",
+                       "--out-dir", str(tmp_path)])  # fmt: skip
+    handle.remove()
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_a_long_sample_is_cut_where_asked(tuned_folder, tmp_path, capsys):
+    flags = ["--checkpoint", str(tuned_folder), "--held-out", "3", "--rank", "2", "--ranks", "2",
+             "--targets", "wq"]  # fmt: skip
+    told = []
+    for n in ("512", "70"):
+        with contextlib.suppress(UserError):
+            extract_lora.main([*flags, "--max-length", n, "--out-dir", str(tmp_path / n)])
+        told.append([x for x in capsys.readouterr().out.splitlines() if x.startswith("held out")])
+    assert told[0] != told[1]

@@ -73,9 +73,9 @@ def test_the_best_rate_is_the_one_that_held_out_data_prefers(tmp_path):
         "(folder / 'summary.json').write_text(json.dumps(found))\n"
     )
     found = search(tmp_path, script, "lora", [1e-3, 1e-2, 0.5, 2.0], [])
-    assert found["lr"] == 1e-2 and [*found["losses"]] == ["0.001", "0.01", "0.5", "2"]
-    assert found["losses"]["2"] is None and found["losses"]["0.01"] == 1.0
-    with pytest.raises(UserError, match="no rate of 3, 4 trains"):
+    assert found["lr"] == 1e-2 and [*found["losses"]] == ["0.001", "0.01", "0.5", "2.0"]
+    assert found["losses"]["2.0"] is None and found["losses"]["0.01"] == 1.0
+    with pytest.raises(UserError, match="no rate of 3.0, 4.0 trains"):
         search(tmp_path, script, "lora", [3.0, 4.0], [])
 
 

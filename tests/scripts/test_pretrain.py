@@ -2,16 +2,23 @@
 
 import json
 import re
+from itertools import islice
 
 import pytest
 import torch
 
 from gpt2 import load_gpt2
+from llama import FAMILY as LLAMA
 from llama import Llama, load_llama
 from minillm import generate
+from minillm.data.batches import Batches, encode_samples
+from minillm.data.samples import Sample
+from minillm.data.tinyworld import articles, reviews, stories
+from minillm.errors import UserError
 from minillm.losses import token_loss
+from minillm.training import evaluate
 from phi import load_phi
-from tests.conftest import MODELS, ROOT, TINY_GPT2, TINY_LLAMA, small_config
+from tests.conftest import FP32, MODELS, ROOT, TINY_GPT2, TINY_LLAMA, small_config
 from train import pretrain
 
 SMALL = ["--stories", "60", "--held-out", "10", "--vocab-size", "600",
@@ -91,3 +98,55 @@ def test_the_first_layers_alone_are_a_language_model(folder, load, layers):
     facts = json.loads((folder / "pretraining.json").read_text())
     by_layers = facts["held_out_loss_by_layers"]
     assert facts["held_out_loss"] < by_layers[str(layers)] < 3.0
+
+
+def test_nothing_that_is_fine_tuned_on_or_held_out_is_read_before():
+    held_out = {story.text for story in islice(stories(1), 30)}
+    first = next(stories(0)).text
+    texts = pretrain.training_texts(40, 20, 10, held_out | {first})
+    assert first not in texts and not held_out & set(texts) and len(texts) == 40 + 3 + 10
+    told = "\n".join(texts)
+    written = [row["text"] for row in reviews(20, pretrain.OTHERS_SEED)]
+    assert all(text in told for text in written)  # the last, shorter page as well
+    own = {row["text"] for row in reviews(400)}  # short ones may coincide
+    others = [row["text"] for row in reviews(400, pretrain.OTHERS_SEED)]
+    assert sum(text in own for text in others) < 40
+    assert not any(row["article"] in told for row in articles(100))
+
+
+def test_the_entropy_is_that_of_the_held_out_stories_over_what_is_predicted_of_them():
+    _, rows, tests, entropy = pretrain.make_data(LLAMA, 50, 0, 0, 8, 500)
+    held_out = list(islice(stories(pretrain.HELD_OUT_SEED), 8))
+    n_predicted = sum(len(row.tokens) - 1 for row in tests)
+    assert entropy == pytest.approx(sum(story.nats for story in held_out) / n_predicted)
+    assert len(rows) == 50 and len(tests) == 8
+
+
+def test_an_eighth_of_the_rows_passes_the_first_blocks_alone_and_each_row_once():
+    tokens = torch.randint(0, 2048, (16, 12))
+    model = Llama(small_config())
+    loss, count = pretrain.prefix_loss(model, (tokens, tokens))
+    short = pretrain.first_layers(model, 1)  # of two
+    parts = [token_loss(m, (t, t))[0] for m, t in ((model, tokens[:14]), (short, tokens[14:]))]
+    assert count == 16 * 11 and torch.equal(loss, sum(parts))
+
+
+def test_the_figures_beside_a_model_are_those_of_the_file(tmp_path):
+    flags = [*SMALL, "--preset", "tiny-phi", "--model", "phi", "--seed", "3", "--lr", "0.01",
+             "--max-iters", "2", "--out-dir", str(tmp_path / "a")]  # fmt: skip
+    pretrain.main(flags)
+    model, tokenizer = load_phi(tmp_path / "a" / "model")
+    facts = json.loads((tmp_path / "a" / "model" / "pretraining.json").read_text())
+    texts = [Sample("", story.text) for story in islice(stories(pretrain.HELD_OUT_SEED), 10)]
+    tests = Batches(encode_samples(texts, tokenizer, 10**6).rows, 16, tokenizer.pad_id, None,
+                    model.config.max_seq_len)  # fmt: skip
+    assert evaluate(model, token_loss, tests, FP32) == facts["held_out_loss"]
+    for n, loss in facts["held_out_loss_by_layers"].items():
+        cut, _ = load_phi(tmp_path / "a" / "model", n_layers=int(n))
+        assert evaluate(cut, token_loss, tests, FP32) == pytest.approx(loss, rel=1e-6)
+    before = (tmp_path / "a" / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="--overwrite"):
+        pretrain.main(flags)
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == before
+    row = json.loads(before.splitlines()[0])
+    assert row["lr"] == 0.01 and row["supervised_tokens"] < row["tokens"]

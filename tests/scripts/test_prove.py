@@ -13,6 +13,7 @@ import tools.promises
 from gpt2 import GPT2, save_gpt2
 from llama import Llama, save_llama
 from minillm.adapt.lora_linear import LoRALinear
+from minillm.errors import UserError
 from tests.conftest import TINY_LLAMA, sharp, small_config, small_gpt2
 from tools import prove
 
@@ -199,3 +200,37 @@ def test_a_model_too_large_for_float64_is_refused_with_its_size(folder, monkeypa
     monkeypatch.setattr(prove, "free_mib", lambda device: 0.5)
     with pytest.raises(UserError, match=r"needs .* MiB in float64, 0 are free; add --layers 1"):
         run(folder)
+
+
+def constant(value: float, exact: bool = False) -> prove.Promise:
+    return prove.Promise(lambda subject: value, "a constant", exact)
+
+
+@pytest.mark.parametrize(("value", "exact", "dtype", "holds"), [
+    (1e-6, False, torch.float32, False), (1e-11, False, torch.float32, True),
+    (1e-9, True, torch.float32, False), (0.0, True, torch.float32, True),
+    (float("inf"), False, torch.float32, False),
+])  # fmt: skip
+def test_a_promise_holds_up_to_its_bound(value, exact, dtype, holds):
+    (finding,) = prove.prove({"x": constant(value, exact)}, lambda kind: None, dtype)
+    assert finding.holds == holds
+
+
+def test_a_promise_that_cannot_be_measured_is_broken():
+    def fails(subject):
+        raise UserError("no")
+
+    promise = prove.Promise(fails, "fails")
+    (finding,) = prove.prove({"x": promise}, lambda kind: None, torch.float32)
+    assert not finding.holds and finding.reason == "no"
+
+
+def test_a_distance_is_the_largest_and_of_no_number_infinite():
+    one = torch.ones(4)
+    assert tools.promises.distance(torch.tensor([1.0, 1, 1, 2]), one) == 1.0
+    assert tools.promises.distance(one * float("nan"), one) == float("inf")
+
+
+def test_only_what_is_asked_for_is_proven_on_the_layers_asked_for(folder):
+    (finding,) = run(folder, "--only", "cache", "--layers", "1")
+    assert finding.name == "cache" and finding.holds
