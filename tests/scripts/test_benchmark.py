@@ -1,14 +1,17 @@
 """tools/benchmark.py: both engines on the same weights, taking turns."""
 
+import contextlib
 import json
 import statistics
 
 import pytest
+import torch
 
 from minillm.data.batches import Row
 from minillm.errors import UserError
 from minillm.losses import IGNORED
-from tools import benchmark
+from tests.conftest import TINY_GPT2, TINY_LLAMA
+from tools import benchmark, limits
 from tools.engines import Setup
 from tools.match import Match, Worker
 from tools.models import family_of_preset
@@ -83,3 +86,142 @@ def test_both_engines_are_measured_on_the_same_weights(preset, tmp_path, capsys)
     assert {row["what"].split(",")[0] for row in kept["results"]} >= {"decode 8 + 4", "LoRA step"}
     assert all(row["minillm"] > 0 and len(row["samples"]["minillm"]) for row in kept["results"])
     assert (tmp_path / "decode.png").exists()
+
+
+class Scripted:
+    """An engine whose answers are known, where a process would be; notes what it is asked."""
+
+    def __init__(self, **answers):
+        self.answers, self.asked = answers, []
+
+    def ask(self, method: str, *arguments):
+        self.asked.append((method, *arguments))
+        found = self.answers.get(method)
+        return found(*arguments) if callable(found) else found
+
+
+def match(ours: Scripted, theirs: Scripted, dtype: str = "fp32") -> Match:
+    """The two taking turns, in this process."""
+    found = Match.__new__(Match)
+    found.dtype, found.device = dtype, torch.device("cpu")
+    found.workers = {"minillm": ours, "transformers": theirs}
+    found.vocab_size, found.context = 50, 100
+    return found
+
+
+def seconds(first: float, later: float):
+    return lambda prompt, n_new, use_cache: [first, *[later] * (n_new - 1)]
+
+
+def test_the_first_turn_does_not_count():
+    times = iter([9.0, 1.0, 2.0, 3.0])
+    both = match(Scripted(decode=lambda: next(times)), Scripted(decode=0.0))
+    assert both.turns(3, "decode")["minillm"] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(("dtype", "apart", "is_same"), [
+    ("fp32", 5e-4, True), ("fp32", 0.02, False), ("bf16", 0.05, True), ("bf16", 0.2, False),
+    ("fp32", float("nan"), False),
+])  # fmt: skip
+def test_engines_that_say_something_else_are_not_compared(dtype, apart, is_same):
+    theirs = Scripted(logits=torch.ones(1))
+    both = match(Scripted(logits=torch.tensor([1.0 + apart])), theirs, dtype)
+    refused = contextlib.nullcontext() if is_same else pytest.raises(UserError, match="differ")
+    with refused:
+        both.agree("logits", [1, 2])
+
+
+def test_decoding_is_counted_from_the_prompt_on_and_its_first_token_apart(monkeypatch):
+    monkeypatch.setattr(benchmark, "read_rate", lambda device: 4000.0)
+    ours = Scripted(decode=seconds(1.0, 0.5), decode_bytes=lambda n: 100.0 * n, prefill_flops=50.0)
+    both = match(ours, Scripted(decode=seconds(2.0, 1.0)))
+    limits = {"matmul": 200.0, "read": 1.0}
+    speed, first = benchmark.measure_decode(both, "fp32", [8, 4], 2, limits)
+    assert (speed["minillm"], speed["transformers"], speed["ratio"]) == (4 / 2.5, 4 / 5, 2)
+    assert (first["minillm"], first["transformers"], first["ratio"]) == (1000, 2000, 2)
+    assert ("decode_bytes", 10) in ours.asked and limits["read"] == 4000.0
+    assert speed["share of limit"] == pytest.approx(4 / 2.5 * 1000 / 4000)
+    assert first["share of limit"] == pytest.approx(50 / 200 / 1.0)
+
+
+def test_a_token_at_a_length_leaves_the_prompt_out_where_it_is_cached():
+    ours = Scripted(decode=lambda prompt, n, cache: [100.0 if cache else 3.0, *[1.0] * (n - 1)],
+                    decode_bytes=10.0, prefill_flops=20.0)  # fmt: skip
+    both = match(ours, Scripted(decode=seconds(4.0, 4.0)))
+    limits = {"matmul": 100.0, "read": 100.0}
+    cached, plain = benchmark.measure_contexts(both, "fp32", [32, 95], 2, limits)
+    assert (cached["minillm"], cached["ratio"]) == (1000, 4)
+    assert (plain["minillm"], plain["ratio"]) == (2000, pytest.approx((4 / 3 + 4 / 1) / 2))
+    assert {(len(call[1]), call[3]) for call in ours.asked if call[0] == "decode"} == {
+        (32, True), (32, False)
+    }  # fmt: skip
+    assert cached["share of limit"] == pytest.approx(10 / 100 / 1.0)
+
+
+def test_steps_are_timed_after_those_that_warm_up_and_by_the_tokens_that_are_fed():
+    ours = Scripted(train_step=2.0, peak=300.0, loss=1.0, training_flops=60.0)
+    both = match(ours, Scripted(train_step=4.0, peak=600.0, loss=1.0))
+    (rows,) = benchmark.training_rows(None, None, family_of_preset("gpt2"), 0.0, 10, 3, 50)
+    speed, peak = benchmark.measure_training(both, "fp32", "x", [rows], 4, {"matmul": 100.0})
+    # 3 x 10 tokens
+    assert (speed["minillm"], speed["transformers"], speed["ratio"]) == (15, 7.5, 2)
+    assert speed["share of limit"] == pytest.approx(60 / 2 / 100)
+    assert (peak["minillm"], peak["ratio"]) == (300, 2)
+    asked = [call[0] for call in ours.asked if call[0] != "training_flops"]
+    assert asked == ["prepare_training", "loss", "reset_peak", *["train_step"] * 6, "peak"]
+
+
+def test_the_seed_is_that_of_the_weights(tmp_path):
+    kept = []
+    for i, seed in enumerate((3, 3, 4)):
+        folder = tmp_path / str(i)
+        benchmark.random_weights("tiny-gpt2", 1, seed, torch.float32, torch.device("cpu"), folder)
+        kept.append((folder / "model.safetensors").read_bytes())
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_every_sample_of_a_file_is_in_a_step(tmp_path):
+    rows = [{"instruction": f"Say {i}.", "input": "", "output": "a"} for i in range(40)]
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    tokenizer = str(TINY_LLAMA / "tokenizer.model")
+    steps = benchmark.training_rows(
+        str(tmp_path / "d.json"), tokenizer, family_of_preset("tiny-llama"), 0.0, 0, 8, 2048
+    )
+    sizes = [len(step) for step in steps]
+    assert sum(sizes) > 30 and set(sizes[:-1]) == {8} and 1 <= sizes[-1] <= 8
+
+
+def test_rates_are_of_the_faster_product_and_of_all_bytes(monkeypatch):
+    times = iter([0.5, 0.25])
+    monkeypatch.setattr(limits, "median_seconds", lambda work, device: next(times))
+    assert limits.product_rate(torch.device("cpu"), "fp32") == 2 * 2048**3 / 0.25
+    monkeypatch.setattr(limits, "median_seconds", lambda work, device: 0.5)
+    assert limits.read_rate(torch.device("cpu")) == 4 * 2**27 / 0.5
+
+
+def test_the_first_two_calls_are_not_timed(monkeypatch):
+    clock = iter([0.0, 9.0, 9.0, 18.0, 18.0, 19.0])
+    monkeypatch.setattr(limits.time, "perf_counter", lambda: next(clock))
+    assert limits.median_seconds(lambda: None, torch.device("cpu"), repeats=1) == 1.0
+
+
+def test_the_peer_does_the_same_work():
+    """On the same folder: no dropout but LoRA's, in train mode again after a loss, no early end."""
+    pytest.importorskip("transformers"), pytest.importorskip("peft")
+    from tools.peers import Peers
+
+    setup = Setup(TINY_GPT2, 2, "bf16", "cpu", family_of_preset("tiny-gpt2").targets)
+    peer = Peers(setup)
+    assert {p.dtype for p in peer.model.parameters()} == {torch.bfloat16}
+    assert len(peer.decode([5, 6, 7], 40, True)) == 40
+    assert len(peer.decode([5, 6, 7], 3, False)) == 3
+    peer.prepare_training()
+    (rows,) = benchmark.training_rows(None, None, family_of_preset("gpt2"), 0.0, 10, 2, 2048)
+    peer.loss(rows)
+    dropouts = {name: m.p for name, m in peer.model.named_modules()
+                if isinstance(m, torch.nn.Dropout)}  # fmt: skip
+    assert peer.model.training
+    assert {p for name, p in dropouts.items() if "lora" in name} == {setup.lora_dropout}
+    assert {p for name, p in dropouts.items() if "lora" not in name} <= {0.0}
+    layers = [name for name, _ in peer.model.named_modules() if name.endswith(".mlp")]
+    assert len(layers) == 2

@@ -1,5 +1,7 @@
 """tools/scaling_laws.py: the course's numbers, and formulas against searches and sums."""
 
+import re
+
 import pytest
 
 from minillm.errors import UserError
@@ -65,3 +67,29 @@ def test_the_tokens_for_a_loss_give_that_loss():
 def test_the_picture_is_drawn(tmp_path):
     scaling_laws.main([*COURSE, "--out-dir", str(tmp_path)])
     assert (tmp_path / "iso_loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_shares_of_the_growth_sum_to_one_and_the_larger_one_is_the_faster(capsys):
+    flags = [*COURSE, "--lower", "1%", "--grow"]
+    for grow in ("1.05", "3"):
+        scaling_laws.main([*flags, grow])
+        for line in capsys.readouterr().out.splitlines():
+            if "for the same C'" in line:
+                n, d = (float(x) for x in re.findall(r"as C\^(-?[\d.]+)", line))
+                assert n + d == pytest.approx(1, abs=0.011)
+                assert line.endswith("faster" if d > n else "slower")
+
+
+def test_tokens_of_a_parameter_are_told(capsys):
+    found = scaling_laws.main(["--flops", "1e21"])
+    lines = capsys.readouterr().out.splitlines()
+    for (params, tokens), line in zip(found.values(), lines, strict=True):
+        assert f"({tokens / params:.0f} each)" in line and tokens > params
+
+
+def test_the_fits_are_the_published_ones():
+    """Hoffmann et al. 2022, and Besiroglu et al. 2024."""
+    numbers = [(f.irreducible, f.a, f.b, f.alpha, f.beta)
+               for f in (scaling_laws.PUBLISHED, scaling_laws.REFITTED)]  # fmt: skip
+    assert numbers[0] == (1.69, 406.4, 410.7, 0.34, 0.28)
+    assert numbers[1][:3] == (1.8172, 482.01, 2085.43)

@@ -150,3 +150,16 @@ def test_complex_rows_have_the_norm_of_their_numbers():
     for row in rows:
         shown = trace.describe(row).split("complex64")[1].split()[0]
         assert float(shown) == pytest.approx(float(row.tensor.abs().norm()), rel=1e-3)
+
+
+def test_a_cached_step_is_of_one_column_and_nothing_before_it(model):
+    rows = trace.trace(model, TOKENS, cached=True)
+    whole = trace.trace(model, TOKENS)
+    assert [(row.module, row.name) for row in rows if row.name == "q"] == [
+        (row.module, row.name) for row in whole if row.name == "q"]  # fmt: skip
+    assert {row.tensor.size(2) for row in rows if row.name == "q"} == {1}
+
+
+def test_the_largest_number_is_the_largest_by_size():
+    row = trace.Row("m", "f", "x", torch.tensor([-5.0, 1.0]), "file.py:1")
+    assert trace.describe(row).split()[4:6] == [f"{26**0.5:.4g}", "5"]
