@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from minillm.data.batches import Row
+from minillm.data.tasks import TASKS
+from minillm.data.templates import find_template
 from minillm.errors import UserError
 from minillm.losses import IGNORED
 from tests.conftest import TINY_GPT2, TINY_LLAMA
@@ -99,6 +101,9 @@ class Scripted:
         found = self.answers.get(method)
         return found(*arguments) if callable(found) else found
 
+    def close(self) -> None:
+        self.asked.append("close")
+
 
 def match(ours: Scripted, theirs: Scripted, dtype: str = "fp32") -> Match:
     """The two taking turns, in this process."""
@@ -131,6 +136,14 @@ def test_engines_that_say_something_else_are_not_compared(dtype, apart, is_same)
         both.agree("logits", [1, 2])
 
 
+def test_models_that_differ_are_not_begun_with_and_both_processes_end():
+    facts = {"load": None, "facts": (50, 100)}
+    both = match(Scripted(logits=torch.ones(1), **facts), Scripted(logits=torch.zeros(1), **facts))
+    with pytest.raises(UserError, match="differ"):
+        both.__enter__()
+    assert all(worker.asked[-1] == "close" for worker in both.workers.values())
+
+
 def test_decoding_is_counted_from_the_prompt_on_and_its_first_token_apart(monkeypatch):
     monkeypatch.setattr(benchmark, "read_rate", lambda device: 4000.0)
     ours = Scripted(decode=seconds(1.0, 0.5), decode_bytes=lambda n: 100.0 * n, prefill_flops=50.0)
@@ -145,17 +158,19 @@ def test_decoding_is_counted_from_the_prompt_on_and_its_first_token_apart(monkey
 
 
 def test_a_token_at_a_length_leaves_the_prompt_out_where_it_is_cached():
-    ours = Scripted(decode=lambda prompt, n, cache: [100.0 if cache else 3.0, *[1.0] * (n - 1)],
-                    decode_bytes=10.0, prefill_flops=20.0)  # fmt: skip
+    def steps(prompt, n_new, use_cache):
+        return [100.0, *range(1, n_new)] if use_cache else [3.0, 1.0]
+
+    ours = Scripted(decode=steps, decode_bytes=10.0, prefill_flops=20.0)
     both = match(ours, Scripted(decode=seconds(4.0, 4.0)))
     limits = {"matmul": 100.0, "read": 100.0}
     cached, plain = benchmark.measure_contexts(both, "fp32", [32, 95], 2, limits)
-    assert (cached["minillm"], cached["ratio"]) == (1000, 4)
+    assert (cached["minillm"], cached["transformers"], cached["ratio"]) == (4000, 4000, 1)
     assert (plain["minillm"], plain["ratio"]) == (2000, pytest.approx((4 / 3 + 4 / 1) / 2))
     assert {(len(call[1]), call[3]) for call in ours.asked if call[0] == "decode"} == {
         (32, True), (32, False)
     }  # fmt: skip
-    assert cached["share of limit"] == pytest.approx(10 / 100 / 1.0)
+    assert cached["share of limit"] == pytest.approx(10 / 100 / 4.0)
 
 
 def test_steps_are_timed_after_those_that_warm_up_and_by_the_tokens_that_are_fed():
@@ -187,8 +202,10 @@ def test_every_sample_of_a_file_is_in_a_step(tmp_path):
     steps = benchmark.training_rows(
         str(tmp_path / "d.json"), tokenizer, family_of_preset("tiny-llama"), 0.0, 0, 8, 2048
     )
+    task = TASKS["alpaca"]
+    n = len(task.read(tmp_path / "d.json", find_template(task.template, task.field)).train)
     sizes = [len(step) for step in steps]
-    assert sum(sizes) > 30 and set(sizes[:-1]) == {8} and 1 <= sizes[-1] <= 8
+    assert sum(sizes) == n > 30 and set(sizes[:-1]) == {8} and 1 <= sizes[-1] <= 8
 
 
 def test_rates_are_of_the_faster_product_and_of_all_bytes(monkeypatch):
@@ -213,8 +230,15 @@ def test_the_peer_does_the_same_work():
     setup = Setup(TINY_GPT2, 2, "bf16", "cpu", family_of_preset("tiny-gpt2").targets)
     peer = Peers(setup)
     assert {p.dtype for p in peer.model.parameters()} == {torch.bfloat16}
-    assert len(peer.decode([5, 6, 7], 40, True)) == 40
-    assert len(peer.decode([5, 6, 7], 3, False)) == 3
+    seen = []
+    handle = peer.model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].size(1))
+    )
+    assert len(peer.decode([5, 6, 7], 40, True)) == 40 and seen == [3, *[1] * 39]
+    seen.clear()
+    assert len(peer.decode([5, 6, 7], 3, False)) == 3 and seen == [3, 4, 5]
+    handle.remove()
+    assert peer.model.generation_config.eos_token_id is None  # every answer is as long
     peer.prepare_training()
     (rows,) = benchmark.training_rows(None, None, family_of_preset("gpt2"), 0.0, 10, 2, 2048)
     peer.loss(rows)
