@@ -91,12 +91,12 @@ def test_what_cannot_be_counted_is_refused(argv):
 
 
 def test_shares_are_of_the_base_and_of_base_and_lora(capsys):
-    lora_budget.main(["--init", "gpt2", "--params", "1e6", "--rank", "1", "--models", "3"])
+    lora_budget.main(["--init", "gpt2", "--params", "1e6", "--rank", "1", "--models", "90000"])
     out = capsys.readouterr().out
     lora = 12 * (768 + 2304)
     assert f"{lora / 1e6:.4%} of the base's 1,000,000, {lora / (1e6 + lora):.4%} of base" in out
     line = next(line for line in out.splitlines() if line.strip().startswith("LoRA  "))
-    assert f"{3 * 2 * lora / 2**30:,.2f} GiB" in line and f"{2 * lora:,} each" in line
+    assert f"{90_000 * 2 * lora / 2**30:,.2f} GiB" in line and f"{2 * lora:,} each" in line
 
 
 def test_the_rank_of_all_targets_is_that_of_the_narrowest():
