@@ -187,7 +187,7 @@ def test_megabytes_are_of_a_million_bytes(server, known, tmp_path, capsys):
     download.main(["gpt2", "--out", str(tmp_path), "--endpoint", server])
     n = sum(path.stat().st_size for path in (tmp_path / "gpt2").iterdir() if path.is_file())
     with (tmp_path / "gpt2" / "config.json").open("ab") as file:
-        file.write(b" " * (7_000_000 - n))
+        file.write(b" " * (20_000_000 - n))
     capsys.readouterr()
     download.main(["gpt2", "--out", str(tmp_path), "--endpoint", server, "--offline"])
-    assert "4 files, 7 MB" in capsys.readouterr().out
+    assert "4 files, 20 MB" in capsys.readouterr().out
