@@ -223,7 +223,7 @@ def a3(t: Table) -> None:
     """Ctrl-C, SIGTERM, and a second Ctrl-C."""
 
     # nothing is saved but for the signal, and there are steps enough to come in between
-    long = {"save_every": 1e9, "eval_every": None, "epochs": 30}
+    long = {"save_every": 1e9, "eval_every": None, "epochs": 60}
     wanted_ends = {}
 
     def stopped(folder, case, signals) -> int:
