@@ -33,9 +33,11 @@ os.environ.setdefault("LRU_CACHE_CAPACITY", "1")  # read at the first product
 # what torch.compile itself calls on a CPU; PyTorch has no other door to oneDNN for dense fp32
 _PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-# fewer rows with packed weights take longer than four: one of GPT-2's in fp32 16.4 ms for 13.4, two
-# 21.6 for 16.8, in bf16 9.4 for 8.9 and 10.6 for 8.2 (Zen 4)
+# with AVX512 fewer rows than four take longer with packed weights than four: one of GPT-2's in fp32
+# 16.4 ms for 13.4, two 21.6 for 16.8, in bf16 9.4 for 8.9 and 10.6 for 8.2 (Zen 4). With AVX2 alone
+# they do not, and for one row the weights as they are come out ahead (Zen 3: 54 ms a token for 60)
 _FAST_ROWS = 4
+_HAS_AVX512 = torch.cpu._is_avx512_supported()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -180,13 +182,15 @@ class _Packed:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled() or x.dim() < 2 or not _has_choice(x, weight):
             return self.plain(x, weight, bias)
+        if _is_single_row(x, weight) and not _HAS_AVX512:
+            return self.plain(x, weight, bias)
         if self.copy is None and _is_packable(weight):
             self.weight, self.version, self.copy = weight, weight._version, _PACK(weight.detach())
         if weight is not self.weight or weight._version != self.version:
             return self.plain(x, weight, bias)
         rows = x.flatten(0, -2)  # (N, in)
         n = len(rows)
-        if n < _FAST_ROWS:
+        if n < _FAST_ROWS and _HAS_AVX512:
             rows = F.pad(rows, (0, 0, 0, _FAST_ROWS - n))
         return _product(rows, self.copy, bias)[:n].view(*x.shape[:-1], -1)  # (..., out)
 

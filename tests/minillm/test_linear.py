@@ -91,9 +91,10 @@ def test_a_frozen_layer_keeps_no_input_for_backward():
     assert [t.shape for t in kept] == [layer.weight.shape]
 
 
-@pytest.fixture
-def onednn(monkeypatch):
+@pytest.fixture(params=[True, False], ids=["AVX512", "AVX2"])
+def onednn(request, monkeypatch):
     monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: False)
+    monkeypatch.setattr("minillm.linear._HAS_AVX512", request.param)
 
 
 @pytest.mark.usefixtures("onednn")
@@ -123,7 +124,7 @@ def replaced(layer):
 @pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("change", [changed_in_place, replaced])
 def test_a_weight_that_changed_after_it_was_packed_counts(change):
-    layer, x = Linear(64, 32), torch.randn(1, 64)
+    layer, x = Linear(64, 32), torch.randn(2, 64)
     with torch.no_grad():
         pack_weights(layer)
         layer(x)
@@ -166,8 +167,8 @@ def test_lengths_are_rounded_to_few_numbers_and_never_far():
     assert len(set(rounded)) == 20 and not any(r % 16 for r in rounded)
 
 
-def test_weights_that_tell_of_no_change_are_not_packed(monkeypatch):
-    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: False)
+@pytest.mark.usefixtures("onednn")
+def test_weights_that_tell_of_no_change_are_not_packed():
     with torch.inference_mode():
         layer, x = Linear(64, 32), torch.randn(2, 64)
         pack_weights(layer)
