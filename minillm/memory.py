@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import re
 import resource
 import sys
@@ -23,6 +24,7 @@ def used_mib(device: torch.device) -> float:
 
 def reset_peak(device: torch.device) -> float:
     """Starts a new peak measurement; returns what is in use now, to be subtracted on a CPU."""
+    gc.collect()  # what earlier work left in cycles would count as in use, and be freed under way
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":

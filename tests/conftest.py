@@ -1,5 +1,6 @@
 """Fixtures: tiny random models, the real files where they are present, a tiny Meta folder."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -35,6 +36,13 @@ def shared(name: str) -> Path:
     if not (SHARED / name).exists():
         pytest.skip(f"real test data {name} is not on this machine (set MINILLM_DATA)")
     return SHARED / name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """What lives by now stays: the collections that runs begin with need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
