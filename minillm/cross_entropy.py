@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from minillm.linear import is_plain, linear, matmul
+from minillm.linear import autocast_dtype, is_plain, linear, matmul
 
 
 def head_cross_entropy(x: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
@@ -93,8 +93,7 @@ def cut_cross_entropy(x: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
 class _CutCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        device, wide = x.device.type, torch.promote_types(x.dtype, torch.float32)
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        dtype, wide = autocast_dtype(x), torch.promote_types(x.dtype, torch.float32)
         rows, column = x.to(dtype), targets  # (N, D); the target's column in the slice, (N, 1)
         # (N, 1): the largest logit so far, the sum of e^(z - running_max)
         running_max = x.new_full(targets.shape, float("-inf"), dtype=wide)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minillm.linear import round_up
+from minillm.linear import in_fp32, is_emulated, round_up
 from minillm.precision import has_native_bf16
 
 # On an H100 or newer PyTorch's first choice is cuDNN's kernel, which plans anew for each length it
@@ -118,6 +118,8 @@ def _explicit_gradients(
     q: Tensor, k: Tensor, v: Tensor, mask_bias: Tensor, grad: Tensor
 ) -> tuple[Tensor, ...]:
     """Of q, k and v, where `grad` (B, H, T, Dh) is that of the output."""
+    if is_emulated(q, q.dtype):
+        return in_fp32(_explicit_gradients, q, k, v, mask_bias, grad)
     n_keys, scale = k.size(1), 1 / math.sqrt(q.size(-1))
     k, v, q = repeat_kv(k, q), repeat_kv(v, q), q * scale  # (B, H, S or T, Dh)
     weights = torch.softmax((q @ k.transpose(-2, -1)).add_(mask_bias), -1)  # (B, H, T, S)

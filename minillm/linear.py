@@ -7,6 +7,10 @@ several rows is oneDNN's (an fp32 LoRA step is 4 % ahead of MKL alone, 17 % of o
 single row is PyTorch's matrix-vector product (a token takes 27.5 -> 22.2 ms in fp32, 20.6 -> 16.1
 in bf16). `torch.backends.mkldnn.flags(enabled=False)` brings PyTorch's own choice back.
 
+Without AVX512 neither library has products in 16 bits, and PyTorch's own loops take 8 times as long
+as fp32 forwards, 20 times backwards, but for a few rows: there they are computed in fp32 and then
+rounded, as a tensor core does it (Zen 3: a step of tiny-llama in bf16 takes 5 s -> 0.4).
+
 oneDNN compiles a product for each shape it meets and keeps 1,024 of them, so the rest of minillm
 sees to it that there are few (`round_up`): batches, attention, cross_entropy. PyTorch keeps a cache
 of its own in front, whose hits ask oneDNN all the same: here it holds one entry. (Measured: a tiny
@@ -33,6 +37,12 @@ os.environ.setdefault("LRU_CACHE_CAPACITY", "1")  # read at the first product
 # what torch.compile itself calls on a CPU; PyTorch has no other door to oneDNN for dense fp32
 _PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+# dtypes PyTorch has no fast products for on this CPU, and from how many rows on that shows
+_EMULATED = {
+    dtype for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"))
+    if not getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: True)()
+}  # fmt: skip
+_MANY_ROWS = 32
 # with AVX512 fewer rows than four take longer with packed weights than four: one of GPT-2's in fp32
 # 16.4 ms for 13.4, two 21.6 for 16.8, in bf16 9.4 for 8.9 and 10.6 for 8.2 (Zen 4). With AVX2 alone
 # they do not, and for one row the weights as they are come out ahead (Zen 3: 54 ms a token for 60)
@@ -42,6 +52,11 @@ _HAS_AVX512 = torch.cpu._is_avx512_supported()
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b. Shapes: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    if _EMULATED and is_emulated(x, dtype := autocast_dtype(x)) and _has_many_rows(x):
+        if torch.is_autocast_enabled("cpu"):
+            x, weight, bias = (t if t is None else t.to(dtype) for t in (x, weight, bias))
+        if x.dtype == weight.dtype and (bias is None or bias.dtype == dtype):
+            return _Product.apply(x, weight, bias)
     if not _has_choice(x, weight):
         return F.linear(x, weight, bias)
     if prefers_mkl() and _is_single_row(x, weight) and _reads_fast(weight):
@@ -49,7 +64,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         out = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)  # (out,)
         return out.view(*x.shape[:-1], -1)  # (..., out)
     if _PRODUCT and x.dtype == torch.float32 and x.dim() > 1:
-        return _OneDNN.apply(x, weight, bias)
+        return _Product.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -58,6 +73,31 @@ def round_up(n: int) -> int:
     kernels anew for each number it meets and keeps them, a GPU's tensor cores want multiples of 8.
     (Measured on tiny-llama: 4 to 18 times the tokens per second.)"""
     return n + -n % (16 if n <= 128 else 32)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """What a product with x is computed in."""
+    device = x.device.type
+    is_cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_cast else x.dtype
+
+
+def is_emulated(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether PyTorch has only slow loops for products with x, in `dtype`."""
+    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.enabled
+    return on_cpu and dtype in _EMULATED and not torch.compiler.is_compiling()
+
+
+def _has_many_rows(x: Tensor) -> bool:
+    return x.numel() >= _MANY_ROWS * max(1, x.size(-1))
+
+
+def in_fp32(compute: Callable[..., Tensor], *tensors: Tensor | None):
+    """What `compute` makes of the tensors in fp32, rounded to the dtype of the first."""
+    with torch.autocast("cpu", enabled=False):
+        found = compute(*(t if t is None else t.float() for t in tensors))
+    dtype = tensors[0].dtype
+    return found.to(dtype) if isinstance(found, Tensor) else tuple(t.to(dtype) for t in found)
 
 
 def _has_choice(x: Tensor, weight: Tensor) -> bool:
@@ -120,7 +160,7 @@ def is_plain(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, Linear)
 
 
-class _OneDNN(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # a frozen weight needs no input for its gradient, a frozen input no weight
@@ -140,12 +180,16 @@ class _OneDNN(torch.autograd.Function):
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a b of two matrices, without autograd."""
+    if is_emulated(a, a.dtype):
+        return in_fp32(matmul, a, b)
     if a.dtype == torch.float32 and _PRODUCT and _has_choice(a, b) and not prefers_mkl():
         return _product(a, b.t())
     return a @ b
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if is_emulated(x, x.dtype):
+        return in_fp32(linear, x, weight, bias)
     return _PRODUCT(x, weight, bias, "none", [], "")
 
 

@@ -54,6 +54,13 @@ def seeded():
         torch.default_generator.manual_seed(0)
 
 
+@pytest.fixture(params=[True, False], ids=["no 16 bits", "as here"])
+def emulated(request, monkeypatch):
+    """Products in 16 bits of a CPU that has none, or of this one."""
+    if request.param:
+        monkeypatch.setattr("minillm.linear._EMULATED", {torch.bfloat16, torch.float16})
+
+
 @pytest.fixture(params=["mha", "gqa"])
 def config(request) -> LlamaConfig:
     """A small model with as many key heads as query heads, and one with fewer."""

@@ -208,7 +208,7 @@ def main(argv=None) -> dict[Cell, dict]:
     else:
         family = family_of(find_checkpoint(args.checkpoint or "tiny-llama"))
     mixed = choose_precision("auto", device).name
-    mixed = "bf16" if mixed == "fp32" else mixed  # a CPU without it emulates it, slowly
+    mixed = "bf16" if mixed == "fp32" else mixed  # a CPU without it computes in fp32 and rounds
     base = Base(family, args.checkpoint, args.init, args.layers, args.tokenizer, args.task,
                 args.data, args.samples, args.max_length, device)  # fmt: skip
     folder = open_experiment(args.out_dir, settings_of(args))

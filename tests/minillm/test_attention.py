@@ -51,6 +51,7 @@ def test_its_gradients_are_the_explicit_paths(case):
         torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures("emulated")
 def test_in_16_bits_its_gradients_are_as_close_to_the_exact_ones_as_the_explicit_paths(case):
     inputs, mask = case
     narrow = [x.bfloat16() for x in inputs]

@@ -63,18 +63,35 @@ def test_a_second_derivative_is_refused_not_wrong():
         slope.sum().backward()
 
 
-@pytest.mark.usefixtures("vendor")
-@pytest.mark.parametrize("shape", [(3, 20), (3, 7), (1, 20), (20,)])
-def test_shapes_that_do_not_fit_are_refused(shape):
+@pytest.mark.usefixtures("vendor", "emulated")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 20), (40, 20), (3, 7), (1, 20), (20,)])
+def test_shapes_that_do_not_fit_are_refused(shape, dtype):
     with pytest.raises(RuntimeError):
-        linear(torch.randn(shape), torch.randn(33, 21))
+        linear(torch.randn(shape, dtype=dtype), torch.randn(33, 21, dtype=dtype))
 
 
-@pytest.mark.usefixtures("vendor")
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_dtypes_that_differ_are_refused(odd):
+    tensors = [torch.randn(s).bfloat16() for s in ((40, 20), (33, 20), (33,))]
+    tensors[odd] = tensors[odd].float()
+    with pytest.raises(RuntimeError):
+        linear(*tensors)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_autocast_leaves_float64_as_it_is():
+    x, weight = torch.randn(40, 20).double(), torch.randn(33, 20).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.usefixtures("vendor", "emulated")
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("n_out", [33, 500])
-@pytest.mark.parametrize("n_rows", [1, 5])
+@pytest.mark.parametrize("n_rows", [1, 5, 40])
 def test_16_bit_products_are_rounded_once(n_rows, n_out, dtype, has_bias):
     x, weight, bias = (torch.randn(s).to(dtype) for s in ((n_rows, 500), (n_out, 500), (n_out,)))
     bias = bias if has_bias else None
@@ -83,9 +100,31 @@ def test_16_bit_products_are_rounded_once(n_rows, n_out, dtype, has_bias):
     assert (out - exact).norm() < torch.finfo(dtype).eps / 2 * exact.norm()
 
 
-def test_a_frozen_layer_keeps_no_input_for_backward():
-    layer, kept = Linear(64, 32).requires_grad_(False), []
-    x = torch.randn(7, 64, requires_grad=True)
+@pytest.mark.usefixtures("vendor", "emulated")
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "stored"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(40, 500), (2, 20, 500)])
+def test_16_bit_gradients_are_rounded_once(shape, dtype, autocast):
+    """And come in the dtype of what they belong to."""
+    given = [torch.randn(s).to(dtype) for s in (shape, (64, 500), (64,))]
+    leaves = [(t.float() if autocast else t.clone()).requires_grad_() for t in given]
+    exact = [t.double().requires_grad_() for t in given]
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        out = linear(*leaves)
+    assert out.dtype == dtype
+    slope = torch.randn(out.shape).to(dtype)
+    out.backward(slope)
+    F.linear(*exact).backward(slope.double())
+    for got, want in zip(leaves, exact, strict=True):
+        assert got.grad.dtype == got.dtype
+        assert (got.grad - want.grad).norm() < torch.finfo(dtype).eps / 2 * want.grad.norm()
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_layer_keeps_no_input_for_backward(dtype):
+    layer, kept = Linear(64, 32).requires_grad_(False).to(dtype), []
+    x = torch.randn(40, 64, dtype=dtype, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         layer(x)
     assert [t.shape for t in kept] == [layer.weight.shape]
