@@ -61,6 +61,12 @@ def emulated(request, monkeypatch):
         monkeypatch.setattr("minillm.linear._EMULATED", {torch.bfloat16, torch.float16})
 
 
+@pytest.fixture
+def native(monkeypatch):
+    """Products in 16 bits are PyTorch's own, also on a CPU where fp32 is faster."""
+    monkeypatch.setattr("minillm.linear._EMULATED", set())
+
+
 @pytest.fixture(params=["mha", "gqa"])
 def config(request) -> LlamaConfig:
     """A small model with as many key heads as query heads, and one with fewer."""

@@ -150,6 +150,7 @@ def test_the_cut_loss_never_holds_more_than_slices_of_the_logits():
     assert live.peak < 512 * 40_000 * 4 / 8
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("trained, products_of_a_size", [(False, 2), (True, 3)])
 def test_any_number_of_rows_means_few_shapes_of_products(trained, products_of_a_size):
     """Of 32 and of 64 rows: the logits, the gradient of x, and that of a trained head."""

@@ -99,6 +99,7 @@ def test_a_base_in_the_compute_dtype_is_not_copied(precision):
     assert measure_footprint(model, batch(), how, 8).copies <= 2 * trained
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast_over_fp32_raises_the_peak_where_weights_outweigh_activations(kind):
     rows = {"rows": 1, "columns": 17, "labelled": 2}
