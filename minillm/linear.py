@@ -92,7 +92,7 @@ def _has_many_rows(x: Tensor) -> bool:
     return x.numel() >= _MANY_ROWS * max(1, x.size(-1))
 
 
-def in_fp32(compute: Callable[..., Tensor], *tensors: Tensor | None):
+def in_fp32(compute: Callable, *tensors: Tensor | None) -> Tensor | tuple[Tensor, ...]:
     """What `compute` makes of the tensors in fp32, rounded to the dtype of the first."""
     with torch.autocast("cpu", enabled=False):
         found = compute(*(t if t is None else t.float() for t in tensors))
