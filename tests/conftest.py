@@ -180,13 +180,14 @@ def equal_states(a, b) -> bool:
 
 
 class Products(TorchDispatchMode):
-    """The shapes of the matrices that are multiplied while it is on."""
+    """The shapes and dtypes of the matrices that are multiplied while it is on."""
 
     def __init__(self):
         super().__init__()
-        self.shapes = set()
+        self.shapes, self.dtypes = set(), set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if "mm" in function.__name__:
             self.shapes.add(tuple(x.shape for x in args))
+            self.dtypes.update(x.dtype for x in args)
         return function(*args, **(kwargs or {}))

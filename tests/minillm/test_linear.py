@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minillm import add_lora, mark_only_lora_as_trainable
 from minillm.linear import Linear, linear, pack_weights, round_up, unpack_weights
-from tests.conftest import MODELS
+from minillm.losses import token_loss
+from tests.conftest import MODELS, Products
 
 INPUTS = {
     "one row": lambda: torch.randn(1, 20),
@@ -129,6 +131,24 @@ def test_a_frozen_layer_keeps_no_input_for_backward(n_rows, dtype):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         layer(x)
     assert [t.data_ptr() for t in kept] == [layer.weight.data_ptr()]
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "stored"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["llama-gqa", "gpt2", "phi"])
+def test_a_step_in_16_bits_that_the_cpu_lacks_multiplies_none(kind, method, autocast, monkeypatch):
+    monkeypatch.setattr("minillm.linear._EMULATED", {torch.bfloat16})
+    model, tokens = MODELS[kind](), torch.randint(2048, (2, 41))
+    model.attention = "sdpa"
+    if method == "lora":
+        add_lora(model, {"gpt2": ["c_attn"], "phi": ["q_proj"]}.get(kind, ["wq", "w2"]))
+        mark_only_lora_as_trainable(model)
+    model.to(torch.float32 if autocast else torch.bfloat16)
+    with Products() as products:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss, _ = token_loss(model, (tokens, tokens, None))
+        loss.backward()
+    assert products.dtypes <= {torch.float32}
 
 
 @pytest.fixture(params=[True, False], ids=["AVX512", "AVX2"])
