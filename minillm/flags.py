@@ -4,9 +4,10 @@ import argparse
 import os
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
-from minillm.adapt.methods import METHODS
+from minillm.adapt.methods import METHODS, MethodOptions
 from minillm.cli import Parser, add_model_flags, amount, positive, share, whole
 from minillm.data.tasks import TASKS
 from minillm.errors import UserError
@@ -134,12 +135,23 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
         raise UserError("--keep-last and --no-save contradict each other; give one of them")
     if args.compile and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError("--compile: needs a C++ compiler; install g++, or leave it out")
+    _warn_of_idle_flags(args, parser)
     if args.method == "lora" and args.rank == 0:
         args.method = "full"
     method = METHODS[args.method]
     args.lr = args.lr if args.lr is not None else method.lr or lr
-    if not method.decays:
-        if args.weight_decay not in (0.0, parser.get_default("weight_decay")):
-            print(f"warning: --weight-decay: {args.method} trains without", file=sys.stderr)
-        args.weight_decay = 0.0
+    args.weight_decay = args.weight_decay if method.decays else 0.0
     return args
+
+
+def _warn_of_idle_flags(args: argparse.Namespace, parser: Parser) -> None:
+    """Names the flags on the command line that do nothing for the method."""
+    method = METHODS[args.method]
+    idle = {field.name for field in fields(MethodOptions)} - {"untie", *method.options}
+    if not method.decays and args.weight_decay:
+        idle.add("weight_decay")
+    given = [name for name in vars(args) if name in idle
+             and getattr(args, name) != parser.get_default(name)]  # fmt: skip
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        print(f"warning: {names}: no effect on --method {args.method}", file=sys.stderr)

@@ -51,12 +51,13 @@ class MethodOptions:
 
 @dataclass(frozen=True)
 class Method:
-    """`adapt` does it; `lr` is its own default learning rate, None for the script's; `in_place`
-    says that it trains tensors of the base, which are then kept in fp32; `decays` that weight
-    decay makes sense for what it trains."""
+    """`adapt` does it and reads the `options`; `lr` is its own default learning rate, None for the
+    script's; `in_place` says that it trains tensors of the base, which are then kept in fp32;
+    `decays` that weight decay makes sense for what it trains."""
 
     adapt: Callable[[nn.Module, object, MethodOptions], tuple[nn.Module, str]]
     about: str
+    options: tuple[str, ...] = ()
     lr: float | None = None
     in_place: bool = False
     decays: bool = True
@@ -225,18 +226,25 @@ def _start_rows(model: nn.Module, tokenizer, options: MethodOptions) -> Tensor:
 
 METHODS = {
     "full": Method(full, "every tensor", in_place=True),
-    "last_layer": Method(last_layer, "the vocabulary projection", in_place=True),
+    "last_layer": Method(last_layer, "the vocabulary projection", ("untie",), in_place=True),
     "last_block": Method(last_block, "the last transformer block", in_place=True),
-    "bitfit": Method(bitfit, "the biases", in_place=True),
-    "lora": Method(lora, "low-rank updates of some matrices"),
-    "adapters": Method(adapters, "a bottleneck after both branches of every block"),
+    "bitfit": Method(bitfit, "the biases", ("add_biases",), in_place=True),
+    "lora": Method(
+        lora, "low-rank updates of some matrices",
+        ("targets", "rank", "alpha", "rslora", "lora_dropout"),
+    ),
+    "adapters": Method(
+        adapters, "a bottleneck after both branches of every block", ("bottleneck",)
+    ),
     "prompt_tuning": Method(
-        prompt_tuning, "rows before the token embeddings", lr=3e-2, decays=False
+        prompt_tuning, "rows before the token embeddings", ("virtual_tokens", "prompt_text"),
+        lr=3e-2, decays=False,
     ),
     "prefix_tuning": Method(
-        prefix_tuning, "keys and values before every text", lr=1e-2, decays=False
+        prefix_tuning, "keys and values before every text",
+        ("virtual_tokens", "prompt_text", "prefix_hidden"), lr=1e-2, decays=False,
     ),
-}
+}  # fmt: skip
 
 
 def adapt(

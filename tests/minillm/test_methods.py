@@ -12,8 +12,10 @@ from minillm.adapt.bottleneck import AdapterLinear, add_adapters
 from minillm.adapt.methods import METHODS, MethodOptions, adapt
 from minillm.adapt.prompts import PrefixTuning, SoftPrompt, prefix_of_text
 from minillm.checkpoint import empty_model
+from minillm.cli import Parser
 from minillm.data.batches import Row, collate
 from minillm.errors import UserError
+from minillm.flags import add_flags, parse
 from minillm.linear import Linear
 from minillm.losses import token_loss
 from minillm.peft_format import load_adapter, read_notes, save_adapter
@@ -455,3 +457,43 @@ def test_adapters_go_on_plain_layers_alone(first):
         add_adapters(model, model.BRANCH_ENDS, 4)
     with pytest.raises(UserError, match="add adapters to the plain model"):
         add_adapters(model, model.BRANCH_ENDS, 4)
+
+
+class Watched(MethodOptions):
+    """Options that remember which of them were read."""
+
+    def __getattribute__(self, name: str):
+        if name in MethodOptions.__dataclass_fields__:
+            object.__getattribute__(self, "__dict__").setdefault("seen", set()).add(name)
+        return object.__getattribute__(self, name)
+
+
+@pytest.mark.parametrize("name", [*METHODS])
+def test_a_method_reads_the_options_it_names_and_no_others(name, tokenizer):
+    options = Watched(targets=("wq",), add_biases=True)
+    METHODS[name].adapt(MODELS["llama-gqa"](), tokenizer, options)
+    assert vars(options).get("seen", set()) == {*METHODS[name].options}
+
+
+IDLE = {
+    "bitfit": "--rank, --rslora, --virtual-tokens",
+    "lora": "--virtual-tokens",
+    "prompt_tuning": "--rank, --rslora, --weight-decay",
+}
+
+
+@pytest.mark.parametrize("method", [*IDLE])
+def test_flags_that_do_nothing_for_the_method_are_named(method, capsys):
+    parser = Parser("")
+    add_flags(parser, "wq", 1e-5)
+    given = ["--rank", "4", "--rslora", "--virtual-tokens", "4", "--weight-decay", "0.1"]
+    parse(parser, ["--method", method, *given], 1e-5)
+    expected = f"warning: {IDLE[method]}: no effect on --method {method}\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_full_fine_tuning_spelt_as_rank_0_draws_no_warning(capsys):
+    parser = Parser("")
+    add_flags(parser, "wq", 1e-5)
+    assert parse(parser, ["--rank", "0", "--alpha", "8"], 1e-5).method == "full"
+    assert capsys.readouterr().err == ""
