@@ -7,7 +7,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from minillm.adapt.methods import METHODS, MethodOptions
+from minillm.adapt.methods import METHODS, Method, MethodOptions
 from minillm.cli import Parser, add_model_flags, amount, positive, share, whole
 from minillm.data.tasks import TASKS
 from minillm.errors import UserError
@@ -135,23 +135,21 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
         raise UserError("--keep-last and --no-save contradict each other; give one of them")
     if args.compile and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError("--compile: needs a C++ compiler; install g++, or leave it out")
-    _warn_of_idle_flags(args, parser)
     if args.method == "lora" and args.rank == 0:
         args.method = "full"
     method = METHODS[args.method]
+    given = [name for name, value in vars(args).items()
+             if value and value != parser.get_default(name)]  # fmt: skip
+    if idle := _idle_flags(method, given):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        print(f"warning: {names}: no effect on --method {args.method}", file=sys.stderr)
     args.lr = args.lr if args.lr is not None else method.lr or lr
     args.weight_decay = args.weight_decay if method.decays else 0.0
     return args
 
 
-def _warn_of_idle_flags(args: argparse.Namespace, parser: Parser) -> None:
-    """Names the flags on the command line that do nothing for the method."""
-    method = METHODS[args.method]
-    idle = {field.name for field in fields(MethodOptions)} - {"untie", *method.options}
-    if not method.decays and args.weight_decay:
-        idle.add("weight_decay")
-    given = [name for name in vars(args) if name in idle
-             and getattr(args, name) != parser.get_default(name)]  # fmt: skip
-    if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        print(f"warning: {names}: no effect on --method {args.method}", file=sys.stderr)
+def _idle_flags(method: Method, given: list[str]) -> list[str]:
+    """Those of the flags given that do nothing for the method; of --untie `adapt` tells."""
+    of_others = {field.name for field in fields(MethodOptions)} - {"untie", *method.options}
+    return [name for name in given
+            if name in of_others or name == "weight_decay" and not method.decays]  # fmt: skip
