@@ -116,6 +116,19 @@ def training_rows(
     return [rows[i : i + n_rows] for i in range(0, len(rows), n_rows)]
 
 
+def training_cases(
+    masked: list[float], sizes: list[int], data: str | None, n_rows: int, n_tokens: int,
+    pack: int | None,
+) -> Iterator[tuple[float, int, str]]:  # fmt: skip
+    """Each share without labels (a file has its own) with each number of rows of a forward, and
+    what the table calls it."""
+    for share_masked, size in itertools.product(masked[:1] if data else masked, sizes):
+        what = data or f"{n_rows} x {n_tokens}, {1 - share_masked:.0%} labelled"
+        what += f", {size} a forward" if size > 1 else ""
+        what += f", minillm packed to {pack}" if pack else ""
+        yield share_masked, size, what
+
+
 def compare(
     what: str, dtype: str, unit: str, found: dict, of_limit: float | None, less: bool = False
 ) -> dict:
@@ -262,17 +275,15 @@ def main(argv=None) -> list[dict]:
                         rows += measure_decode(match, dtype, args.decode, args.repeats, limit)
                     if "context" in args.parts:
                         rows += measure_contexts(match, dtype, args.contexts, 2, limit)
-            shares = args.masked[:1] if args.data else args.masked
-            runs = itertools.product(shares, args.batch_size)
-            for masked, size in runs if "train" in args.parts else ():
+            cases = training_cases(
+                args.masked, args.batch_size, args.data, args.rows, args.tokens, args.pack
+            )
+            for masked, size, what in cases if "train" in args.parts else ():
                 with Match(replace(setup, batch_size=size)) as match:
                     steps = training_rows(
                         args.data, args.tokenizer, family, masked, args.tokens, args.rows,
                         match.vocab_size,
                     )  # fmt: skip
-                    what = args.data or f"{args.rows} x {args.tokens}, {1 - masked:.0%} labelled"
-                    what += f", {size} a forward" if size > 1 else ""
-                    what += f", minillm packed to {args.pack}" if args.pack else ""
                     rows += measure_training(match, dtype, what, steps, args.repeats, limit)
     if "startup" in args.parts:
         rows += [compare(*line, None, less=True) for line in startup_seconds()]

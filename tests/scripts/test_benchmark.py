@@ -42,6 +42,16 @@ def test_rows_carry_the_labels_that_were_asked_for(masked, labelled):
         assert len(row.tokens) == 257 and int((row.labels[1:] != IGNORED).sum()) == labelled
 
 
+def test_every_share_is_measured_with_every_batch_and_called_what_it_is():
+    cases = benchmark.training_cases([0.0, 0.54], [1, 4], None, 8, 256, None)
+    assert [*cases] == [
+        (0.0, 1, "8 x 256, 100% labelled"), (0.0, 4, "8 x 256, 100% labelled, 4 a forward"),
+        (0.54, 1, "8 x 256, 46% labelled"), (0.54, 4, "8 x 256, 46% labelled, 4 a forward"),
+    ]  # fmt: skip
+    of_a_file = benchmark.training_cases([0.0, 0.54], [1], "a.json", 8, 256, 512)
+    assert [*of_a_file] == [(0.0, 1, "a.json, minillm packed to 512")]
+
+
 def test_an_unknown_part_is_named(tmp_path):
     with pytest.raises(UserError, match="'speed' is unknown; choose from decode, context, train"):
         benchmark.main(["--parts", "speed", "--out-dir", str(tmp_path)])
