@@ -77,8 +77,7 @@ def open_hf(folder: Path) -> tuple[GPT2Config, dict[str, LazyTensor]]:
         raise UserError(f"{folder}: {what}; give a model's folder")
     config = read_config(folder / "config.json")
     found = open_hf_weights(folder)
-    names = [name for name in found if name != HEAD]
-    prefix = "transformer." if all(name.startswith("transformer.") for name in names) else ""
+    prefix = "transformer." if "transformer.wte.weight" in found else ""
     if config.tied_head and HEAD in found:  # stored twice, or not tied at all
         tied = is_copy(found[HEAD], found.get(f"{prefix}wte.weight"))
         config = replace(config, tied_head=tied)

@@ -15,7 +15,7 @@ from llama.llama2c import open_llama2c
 from llama.meta import open_meta
 from llama.model import Llama, LlamaConfig
 from llama.names import hf_names
-from llama.tokenizer import LlamaTokenizer
+from llama.tokenizer import LlamaTokenizer, find_tokenizer
 from minillm.checkpoint import (
     check_saveable,
     check_tokenizer,
@@ -78,9 +78,10 @@ def open_checkpoint(path: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
         raise UserError(f"{path}: a file of weights alone; give the folder it is in")
     if path.is_file():
         return open_llama2c(path)
-    if (path / "params.json").exists():
+    is_hf = (path / "config.json").exists()
+    if (path / "params.json").exists() and not (is_hf and not any(path.glob("consolidated.*.pth"))):
         return open_meta(path)
-    if (path / "config.json").exists():
+    if is_hf:
         return open_hf(path)
     if path.is_dir():
         raise UserError(f"{path}: neither params.json nor config.json; give a model's folder")
@@ -97,16 +98,6 @@ def _own_tokenizer(path: Path) -> LlamaTokenizer:
             raise
         print(f"warning: {error}", file=sys.stderr)
         return LlamaTokenizer(None)
-
-
-def find_tokenizer(path: Path) -> Path | None:
-    """The tokenizer file of a model: in its folder, or beside it for a single file; None if there
-    is none."""
-    folder = path if path.is_dir() else path.parent
-    for name in ("tokenizer.model", "tokenizer.bin", "tok512.bin", "tokenizer.json"):
-        if (folder / name).exists():
-            return folder / name
-    return None
 
 
 def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:

@@ -61,8 +61,8 @@ def _fill_equal(pieces: list[LazyTensor], out: torch.Tensor, name: str) -> None:
 def _meta_config(path: Path, tensors: dict[str, LazyTensor]) -> LlamaConfig:
     """LlamaConfig of a params.json; the feed-forward's width follows from dim (Meta's rule)."""
     p = Fields(path)
-    if p.get("use_scaled_rope"):
-        raise UserError(f"{path}: use_scaled_rope is Llama 3.1, not LLaMA-2; not supported")
+    others = ("use_scaled_rope", "sliding_window", "moe")  # of Llama 3.1, Mistral, Mixtral
+    p.refuse({field: bool(p.get(field)) for field in others}, "LLaMA-2")
     dim, multiple = p.whole("dim"), p.whole("multiple_of", 256)
     hidden = int(min(p.number("ffn_dim_multiplier", 1.0), 1e6) * int(8 * dim / 3))
     hidden = multiple * math.ceil(hidden / multiple)
@@ -71,6 +71,7 @@ def _meta_config(path: Path, tensors: dict[str, LazyTensor]) -> LlamaConfig:
         embedding = tensors.get("tok_embeddings.weight")
         vocab = embedding.shape[0] if embedding else 32000
     heads = p.whole("n_heads")
+    p.refuse({"head_dim": p.get("head_dim") not in (None, dim // heads)}, "LLaMA-2")
     return p.build(
         LlamaConfig,
         dim, p.whole("n_layers"), heads, p.whole("n_kv_heads", heads), vocab, hidden,

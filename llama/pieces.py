@@ -2,12 +2,14 @@
 tokenizer.json, no file at all. So one library does all the encoding."""
 
 import struct
+import sys
 from pathlib import Path
 
 from minillm.errors import UserError
 from minillm.files import Fields
 
 UNKNOWN, CONTROL, BYTE, NORMAL = 2, 3, 6, 1  # SentencePiece's piece types
+SPACE = "\u2581"  # how SentencePiece writes a space
 FIRST = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]  # ids 0 to 258
 
 
@@ -41,7 +43,7 @@ def json_proto(path: Path) -> bytes:
         pieces = {token: piece for piece, token in (vocab | later).items()}
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
         made = {left + right: rank for rank, (left, right) in reversed([*enumerate(pairs)])}
-        is_plain = model["type"] == "BPE" and model["byte_fallback"] and _adds_space(p)
+        is_plain = model["type"] == "BPE" and model["byte_fallback"] and _is_sentencepiece(p)
         texts = [pieces[token] for token in range(len(vocab) + len(later))]
         raw = [text.encode() for text in texts]
     except (TypeError, KeyError, ValueError, AttributeError):
@@ -49,6 +51,9 @@ def json_proto(path: Path) -> bytes:
                         "--tokenizer") from None  # fmt: skip
     if not is_plain or texts[:259] != FIRST:
         raise UserError(f"{path}: another kind of tokenizer than Llama 2's; not supported")
+    if later:
+        print(f"warning: {path}: tokens added later ({', '.join([*later][:3])}) are taken as plain "
+              "text", file=sys.stderr)  # fmt: skip
     proto = b"".join(
         _field(1, _piece(token, raw[token], -float(made.get(text, len(made))), text in later))
         for token, text in enumerate(texts)
@@ -56,10 +61,18 @@ def json_proto(path: Path) -> bytes:
     return _with_settings(proto, len(texts), spaces=True)
 
 
-def _adds_space(p: Fields) -> bool:
-    """Whether a text gets a space in front, by a normalizer or a pre-tokenizer."""
-    before = p.table("pre_tokenizer").get("prepend_scheme")
-    return before in ("first", "always") or "Prepend" in str(p.get("normalizer"))
+def _is_sentencepiece(p: Fields) -> bool:
+    """Whether a text gets a space in front and its spaces are written as U+2581, by a normalizer
+    or a pre-tokenizer, and nothing else is done to it."""
+    before, after = p.table("normalizer"), p.table("pre_tokenizer")
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    if p.table("model").get("end_of_word_suffix") or before and after:
+        return False
+    if before:
+        return before.get("normalizers") == [prepend, replace]
+    scheme, is_space = after.get("prepend_scheme"), after.get("replacement") == SPACE
+    return after.get("type") == "Metaspace" and is_space and scheme in ("first", "always")
 
 
 def byte_proto() -> bytes:
@@ -82,7 +95,7 @@ def _piece(token: int, text: bytes, score: float, is_control: bool = False) -> b
     kind = BYTE if token < len(FIRST) else NORMAL
     if token < 3 or is_control:
         kind = CONTROL if token else UNKNOWN
-    text = FIRST[token].encode() if token < 3 else text.replace(b" ", "\u2581".encode())
+    text = FIRST[token].encode() if token < 3 else text.replace(b" ", SPACE.encode())
     return _field(1, text) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
 
 

@@ -14,13 +14,15 @@ from minillm.files import atomic_file, check_readable
 
 
 class LlamaTokenizer:
-    """Text to ids and back, from a file on disk only; path None takes every byte as a token.
+    """Text to ids and back, from a file on disk (or the one in a folder) only; path None takes
+    every byte as a token.
 
     Errors: UserError naming a file that is missing or no tokenizer.
     """
 
     def __init__(self, path: str | Path | None):
-        self.path = path = None if path is None else Path(path)
+        path = None if path is None else Path(path)
+        self.path = path = find_tokenizer(path) or path if path and path.is_dir() else path
         self.is_bytes = path is None
         self._open(byte_proto() if path is None else _read_proto(path))
 
@@ -93,6 +95,16 @@ class LlamaTokenizer:
             return
         with atomic_file(folder / "tokenizer.model") as temporary:
             temporary.write_bytes(self.model_proto)
+
+
+def find_tokenizer(path: Path) -> Path | None:
+    """The tokenizer file of a model: in its folder, or beside it for a single file; None if there
+    is none."""
+    folder = path if path.is_dir() else path.parent
+    for name in ("tokenizer.model", "tokenizer.bin", "tok512.bin", "tokenizer.json"):
+        if (folder / name).exists():
+            return folder / name
+    return None
 
 
 def _read_proto(path: Path) -> bytes:

@@ -14,7 +14,7 @@ import tiktoken
 
 from minillm.bpe import BYTES, OTHERS, PATTERN, PRINTABLE, merges, train_bpe
 from minillm.errors import UserError
-from minillm.files import atomic_file, read_json, read_text, write_json
+from minillm.files import Fields, atomic_file, read_json, read_text, write_json
 
 END = "<|endoftext|>"
 LETTERS = {byte: chr(byte) for byte in PRINTABLE} | {
@@ -82,8 +82,17 @@ class BPETokenizer:
         ids = []
         for part in self.cut.split(text) if self.cut else [text]:
             known = self.added.get(part)
-            ids += self.encoding.encode_ordinary(part) if known is None else [known]
+            ids += self._encode(part) if known is None else [known]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return self.encoding.encode_ordinary(text)
+        except BaseException as error:  # tiktoken's own kind, of a stack that is full
+            if type(error).__name__ != "PanicException":
+                raise
+            raise UserError("text holds white space without end, a million characters and more; "
+                            "clean it") from None  # fmt: skip
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of the text and, for each, the index of the character it begins in."""
@@ -155,24 +164,40 @@ def _read_vocabulary(path: Path) -> tuple[dict[bytes, int], int]:
 
 
 def _read_added(path: Path, n_known: int) -> dict[str, int]:
-    """Tokens added to a vocabulary of n_known, by their text: of added_tokens.json, or of
-    tokenizer.json where there is no other. Errors: UserError unless their ids follow on."""
-    beside = path.with_name("added_tokens.json")
+    """Tokens added to a vocabulary of n_known, by their text: of added_tokens.json and of
+    tokenizer.json. Errors: UserError unless their ids follow on."""
+    beside, whole = path.with_name("added_tokens.json"), path.with_name("tokenizer.json")
+    path, listed = (whole, _check_plain(whole)) if whole.exists() else (path, [])
     if beside.exists():
-        path, found = beside, read_json(beside)
-    elif path.name == "tokenizer.json":
-        tokens = read_json(path).get("added_tokens") or []
-        found = {token.get("content"): token.get("id") for token in tokens}
-    else:
-        return {}
-    sound = isinstance(found, dict) and all(
-        isinstance(text, str) and text and type(i) is int for text, i in found.items()
-    )
-    found = {text: i for text, i in found.items() if i >= n_known} if sound else {}
+        path, tokens = beside, read_json(beside)
+        listed += tokens.items() if isinstance(tokens, dict) else [(None, None)]
+    sound = all(
+        isinstance(text, str) and text.encode("utf-8", "ignore").decode() == text != ""
+        and type(i) is int for text, i in listed
+    )  # fmt: skip
+    found = {text: i for text, i in listed if i >= n_known} if sound else {}
     if not sound or sorted(found.values()) != list(range(n_known, n_known + len(found))):
         raise UserError(f"{path}: added tokens whose ids do not follow the vocabulary's "
                         f"{n_known}; give the model's own files")  # fmt: skip
     return found
+
+
+def _check_plain(path: Path) -> list[tuple]:
+    """The (text, id) of the tokens added in a tokenizer.json. Errors: UserError if it changes a
+    text or cuts it into words otherwise than GPT-2's does."""
+    p = Fields(path)
+    cut, model = p.table("pre_tokenizer"), p.table("model")
+    is_cut_as_here = cut.get("type", "ByteLevel") == "ByteLevel" and cut.get("use_regex", True)
+    p.refuse({
+        "normalizer": bool(p.get("normalizer")),
+        "pre_tokenizer": cut.get("add_prefix_space", False) or not is_cut_as_here,
+    }, "GPT-2")  # fmt: skip
+    if model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
+        raise UserError(f"{path}: marks the ends of words, as GPT-2 does not; not supported")
+    tokens = p.get("added_tokens", [])
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        raise UserError(f"{path}: added_tokens is no list of tokens; download it again")
+    return [(token.get("content"), token.get("id")) for token in tokens]
 
 
 def _read_tokenizer_json(path: Path) -> tuple[dict, list[tuple]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minillm.errors import UserError
-from minillm.files import write_json
+from minillm.files import Fields, write_json
 from minillm.memory import check_fits
 from minillm.weights import LazyTensor, write_safetensors
 
@@ -79,11 +79,36 @@ def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
         if tokenizer.vocab_size > vocab_size:  # its ids can still be computed with
             use = f"it has {vocab_size} ids, too few for text taken as bytes"
         print(f"warning: {where}: no tokenizer beside it; {use} (add --tokenizer)", file=sys.stderr)
-    elif not 0 <= vocab_size - tokenizer.vocab_size < 1024:
+        return
+    _check_settings(tokenizer, Path(where))
+    if not 0 <= vocab_size - tokenizer.vocab_size < 1024:
         raise UserError(
             f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model {vocab_size}; "
             f"give the one it was trained with by --tokenizer, in place of {tokenizer.path}"
         )
+
+
+def _check_settings(tokenizer, folder: Path) -> None:
+    """Warns where a model's folder has another token for the end, or more tokens than the tokenizer
+    reads. Errors: UserError where the tokenizer's own says that texts begin otherwise."""
+    path = Path(tokenizer.path)
+    beside = path if path.is_dir() else path.parent
+    settings = beside / "tokenizer_config.json"
+    space = Fields(settings).get("add_prefix_space") if settings.exists() else None
+    if space not in (None, tokenizer.adds_space):
+        raise UserError(f"{settings}: add_prefix_space {space} is not this kind of tokenizer's; "
+                        "not supported")  # fmt: skip
+    more = beside / "added_tokens.json"
+    found = Fields(more).content if more.exists() else {}
+    unread = [text for text, i in found.items() if type(i) is int and i >= tokenizer.vocab_size]
+    if unread:
+        print(f"warning: {more}: tokens added later ({', '.join(unread[:3])}) are taken as plain "
+              "text", file=sys.stderr)  # fmt: skip
+    config = folder / "config.json"
+    end = Fields(config).get("eos_token_id") if config.exists() else None
+    if end is not None and tokenizer.eos_id not in (end if isinstance(end, list) else [end]):
+        print(f"warning: {config}: eos_token_id {end} is not the tokenizer's {tokenizer.eos_id}, "
+              "where answers end", file=sys.stderr)  # fmt: skip
 
 
 def check_text(tokenizer, vocab_size: int, where: str | Path) -> None:

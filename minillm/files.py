@@ -35,14 +35,20 @@ def read_text(path: Path) -> str:
 
 
 def check_readable(path: Path) -> None:
-    """Errors: UserError if the file is missing, empty, or a page or pointer in place of data."""
+    """Errors: UserError if the file is missing, empty, packed, or a page or pointer in place of
+    data."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; name the file in it")
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
         raise UserError(f"{path}: the file is empty; download it again")
+    if head.startswith((b"\x1f\x8b", b"PAR1")):
+        kind = "Parquet" if head.startswith(b"PAR1") else "gzip"
+        raise UserError(f"{path}: a {kind} file; unpack it or convert it to text")
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: a Git-LFS pointer, not the file itself; run `git lfs pull`")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype", b"<html")):
@@ -187,7 +193,7 @@ class Fields:
         if any(value not in (None, "default") for value in scaling.values()):
             raise UserError(f"{self.path}: rope_scaling {scaling!r} is no plain RoPE's; not "
                             "supported")  # fmt: skip
-        if found.get("rope_type", found.get("type")) not in (None, "default"):
+        if (found.get("rope_type") or found.get("type")) not in (None, "default"):
             raise UserError(f"{self.path}: rope_parameters {found!r} are no plain RoPE's; not "
                             "supported")  # fmt: skip
         self.content |= {name: value for name, value in found.items() if value is not None}

@@ -107,12 +107,18 @@ def load_lora(
         share = rank // max(1, len(own))
         alpha = settings["alpha"] / settings["rank"] * share
         slices = [f"{name}.{part}" for part in own]
-        add_lora(model, slices or [name], share, alpha, settings["dropout"])
+        try:
+            add_lora(model, slices or [name], share, alpha, settings["dropout"])
+        except UserError as error:  # such as a rank above the matrix's
+            raise UserError(f"{file}: {error}") from None
         layer = model.get_submodule(name)
         shapes = (expected[f"{name}.{factor}"] for factor in LORA)
         a, b = (torch.empty(shape, dtype=layer.lora_A.dtype) for shape in shapes)
         tensors[f"{name}.lora_A"].write_to(a)
         tensors[f"{name}.lora_B"].write_to(b)
+        if b[:, rank:].any():  # of what only fills up there is nothing
+            raise UserError(f"{folder / 'minillm.json'}: the rank of {name} is more than {rank} in "
+                            f"{file.name}; save again")  # fmt: skip
         layer.set_factors(a[:rank], b[:, :rank])
     model.train(model.training)
 
@@ -127,7 +133,10 @@ def _read_shape(
         name in names and isinstance(own, list) and own
         and set(map(str, own)) <= set(getattr(modules[name], "parts", ()))
         for name, own in parts.items()
-    ) and all(name in names and type(rank) is int and rank > 0 for name, rank in ranks.items())
+    ) and all(
+        name in names and type(rank) is int and 0 < rank <= file_rank
+        for name, rank in ranks.items()
+    )
     if not is_sound or any(ranks.get(n, file_rank) % len(own) for n, own in parts.items()):
         raise UserError(f"{folder / 'minillm.json'}: parts or ranks fit no such layer; save again")
     return parts, ranks
@@ -136,20 +145,34 @@ def _read_shape(
 def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) -> dict:
     """PEFT's tensors under our names, rows of lora_B on wq and wk back in neighbouring pairs."""
     ours = {hf: (name, heads) for name, (hf, heads) in model.hf_names().items()}
-    tensors = {}
+    tensors, modules = {}, dict(model.named_modules())
     for key, lazy in found.items():
-        if ".base_layer." in key:  # beside LoRA on a head PEFT writes the head itself
-            continue
         module, factor, end = _split(key)
-        if module not in ours or end != "weight" or factor not in LORA:
+        name, heads = ours.get(module, (None, 0))
+        if factor == "base_layer":  # beside LoRA on a head PEFT writes the head itself
+            _check_same(lazy, getattr(modules.get(name), end, None), key)
+            continue
+        if factor not in LORA:
+            raise UserError(f"{file}: {key} is more than LoRA on linear layers; not supported")
+        if name is None or end != "weight":
             raise UserError(f"{file}: {key} belongs to no layer of this model; a wrong base?")
-        name, heads = ours[module]
         if heads and factor == "lora_B":
             lazy = lazy.through(lambda out, heads=heads: rope_halves(out, heads))
         tensors[f"{name}.{factor}"] = lazy
     if not tensors:
         raise UserError(f"{file}: holds no tensors; save the adapter again")
     return tensors
+
+
+def _check_same(lazy: LazyTensor, weight: Tensor | None, key: str) -> None:
+    """Errors: UserError if a tensor written beside its LoRA is not the base's, but for rounding to
+    16 bits."""
+    if weight is not None and weight.shape == lazy.shape:
+        lazy.write_to(beside := torch.empty_like(weight))
+        if torch.allclose(beside, weight, rtol=2**-7, atol=1e-6):
+            return
+    raise UserError(f"{lazy.source}: {key} is not this base's; load the base that it has, or save "
+                    "the adapter without it")  # fmt: skip
 
 
 def _split(key: str) -> tuple[str, str, str]:

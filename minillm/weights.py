@@ -8,6 +8,7 @@ Pickle files are opened with weights_only=True, always.
 
 import os
 import pickle
+import sys
 import warnings
 import zipfile
 from collections import Counter
@@ -140,8 +141,12 @@ def _damaged(path: Path, error: Exception) -> Exception:
 
 
 def open_hf_weights(folder: Path) -> dict[str, LazyTensor]:
-    """The tensors of a Hugging Face folder, without the prefix that torch.compile leaves."""
+    """The tensors of a Hugging Face folder, without the prefix that torch.compile leaves. Warns of
+    an adapter that lies in the same folder, which transformers would apply."""
     files, shards = hf_weight_files(folder)
+    if (folder / "adapter_config.json").exists():
+        print(f"warning: {folder}: holds an adapter too, which is not part of the model; to use "
+              f"it, add --adapter {folder}", file=sys.stderr)  # fmt: skip
     found = open_weights(files)
     for name, shard in shards.items():
         if name in found and found[name].source.name != shard:

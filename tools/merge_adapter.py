@@ -30,13 +30,15 @@ def main(argv=None) -> None:
     if Path(args.out).exists():
         raise UserError(f"{args.out}: exists already; name another --out")
     model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
-    lost, dtype = lost_in_merging(model), next(model.parameters()).dtype
+    lost = lost_in_merging(model)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     n_layers = fold_lora(model)
+    what = (f"{n_layers} layers merged in {dtype}, whose rounding takes {lost:.2g} of the update's "
+            "norm" if n_layers else f"what was trained is in its place, in {dtype}")  # fmt: skip
     save_model(model, tokenizer, Path(args.out), template)
     notes = read_notes(Path(args.adapter))
     write_json(Path(args.out) / "minillm.json", notes | {"adapter": args.adapter, "merged": True})
-    print(f"{n_layers} layers merged in {str(dtype).removeprefix('torch.')}, whose rounding takes "
-          f"{lost:.2g} of the update's norm; wrote {args.out}")  # fmt: skip
+    print(f"{what}; wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -130,6 +130,12 @@ def test_missing_extra_and_misshapen_tensors_are_named_together(folder):
         assert part in str(error.value)
 
 
+def test_one_tensor_without_the_prefix_is_the_only_one_named(folder):
+    rewrite(folder, lambda state: state | {"v_head.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match=r": unexpected: v_head\.weight; these"):
+        load_gpt2(folder)
+
+
 def test_a_vocabulary_of_another_model_is_refused(folder, bpe):
     rewrite(folder, lambda s: s | {"transformer.wte.weight": torch.zeros(5000, 32)})
     configure(folder, vocab_size=5000)

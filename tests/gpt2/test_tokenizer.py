@@ -153,6 +153,32 @@ def test_the_one_file_that_transformers_writes_is_the_same_vocabulary(bpe, tmp_p
     assert again.ranks == bpe.ranks and again.eos_id == bpe.eos_id
 
 
+@pytest.mark.parametrize("change", [
+    {"normalizer": {"type": "Lowercase"}}, {"pre_tokenizer": {"type": "Whitespace"}},
+    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
+    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
+    {"model": {"end_of_word_suffix": "</w>"}}, {"added_tokens": [{"content": ["x"], "id": 9}]},
+    {"added_tokens": [None]},
+])  # fmt: skip
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_tokenizer_json_that_takes_texts_otherwise_is_refused(bpe, tmp_path, change, beside):
+    bpe.save(tmp_path)
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    merges = (tmp_path / "merges.txt").read_text().split("\n")[1:-1]
+    content = {"model": {"vocab": vocab, "merges": merges}} | change
+    content["model"] = {"vocab": vocab, "merges": merges} | change.get("model", {})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    if not beside:
+        (tmp_path / "vocab.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        GPT2Tokenizer(tmp_path)
+
+
+def test_a_million_spaces_are_refused_in_one_line(bpe):
+    with pytest.raises(UserError, match="white space without end"):
+        bpe.encode("x" + " " * 10**6 + "x")
+
+
 def test_ids_that_only_pad_the_models_vocabulary_vanish(bpe):
     assert bpe.decode([*bpe.encode("the cat"), 300, 5000]) == "the cat"
 
@@ -194,6 +220,21 @@ def test_added_tokens_have_offsets_and_are_saved(bpe, tmp_path):
     (tmp_path / "again").mkdir()
     ours.save(tmp_path / "again")
     assert GPT2Tokenizer(tmp_path / "again").encode(SPACED[1]) == ours.encode(SPACED[1])
+
+
+def test_tokens_added_in_tokenizer_json_alone_are_read_beside_the_vocabulary(bpe, tmp_path):
+    bpe.save(tmp_path)
+    added = [{"content": "Pebble", "id": bpe.vocab_size, "special": False}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    assert GPT2Tokenizer(tmp_path).encode("aPebble") == [*bpe.encode("a"), bpe.vocab_size]
+
+
+@pytest.mark.parametrize("text", ["", "\ud800"])
+def test_an_added_token_that_is_no_text_is_refused(bpe, tmp_path, text):
+    bpe.save(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({text: bpe.vocab_size}))
+    with pytest.raises(UserError, match=r"added_tokens\.json"):
+        GPT2Tokenizer(tmp_path)
 
 
 def test_added_tokens_that_leave_a_gap_are_refused(bpe, tmp_path):

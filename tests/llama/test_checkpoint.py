@@ -224,7 +224,8 @@ def test_an_index_cannot_lead_out_of_its_folder(folder, name):
      {"rope_scaling": {"type": ["x"]}}, {"max_position_embeddings": 0},
      {"rope_scaling": {"rope_type": "default", "rope_theta": 77.0}}, {"rope_scaling": 2},
      {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-     {"rope_parameters": {"type": "linear", "factor": 4}}],
+     {"rope_parameters": {"type": "linear", "factor": 4}},
+     {"rope_parameters": {"rope_type": None, "type": "linear", "factor": 4}}],
 )  # fmt: skip
 def test_a_config_that_is_not_llama_is_refused(folder, change):
     config = json.loads((folder / "config.json").read_text()) | change
@@ -391,6 +392,47 @@ def test_metas_rope_theta_and_a_head_it_leaves_out_count(tied, tokenizer, tmp_pa
     again, _ = load_llama(tmp_path)
     tokens = torch.randint(2048, (1, 40))
     assert again.config == model.config and torch.equal(again(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("field", ["sliding_window", "moe", "use_scaled_rope", "head_dim"])
+def test_what_meta_folders_of_other_models_say_is_refused(field, tokenizer, tmp_path):
+    write_meta(sharp(Llama(small_config())), tokenizer, tmp_path)
+    path = tmp_path / "params.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: 4096}))
+    with pytest.raises(UserError, match=rf"params\.json: {field} 4096"):
+        load_llama(tmp_path)
+
+
+def test_hugging_faces_weights_count_where_params_json_lies_beside_them(folder, model):
+    (folder / "params.json").write_text("{}")
+    assert equal_states(load_llama(folder)[0], model)
+
+
+def test_texts_that_begin_otherwise_are_refused(folder):
+    (folder / "tokenizer_config.json").write_text('{"add_prefix_space": false}')
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: add_prefix_space False"):
+        load_llama(folder)
+
+
+def test_an_end_that_the_tokenizer_does_not_know_is_told(folder, capsys):
+    path = folder / "config.json"
+    for end, is_told in ((2, False), ([2, 5], False), (7, True), ([7, 8], True)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": end}))
+        load_llama(folder)
+        assert ("is not the tokenizer's 2" in capsys.readouterr().err) is is_told
+
+
+def test_added_tokens_that_are_not_read_are_told(folder, capsys):
+    (folder / "added_tokens.json").write_text('{"<s>": 1, "<|im_start|>": 2048}')
+    load_llama(folder)
+    told = capsys.readouterr().err
+    assert "added later (<|im_start|>) are taken as plain text" in told
+
+
+def test_an_adapter_in_the_models_folder_is_told_not_to_count(folder, capsys):
+    (folder / "adapter_config.json").write_text("{}")
+    load_llama(folder)
+    assert f"add --adapter {folder}" in capsys.readouterr().err
 
 
 def test_a_missing_shard_of_metas_is_named(tokenizer, tmp_path):

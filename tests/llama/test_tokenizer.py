@@ -114,6 +114,12 @@ def test_tokenizer_json_encodes_as_transformers_reads_it(tokenizer, tmp_path, te
     {"pre_tokenizer": {"type": "ByteLevel"}}, {"model": {"type": "Unigram"}},
     {"added_tokens": [{"id": 2048, "content": "\ud800"}]},
     {"added_tokens": [{"id": 2048, "content": 7}]},
+    {"normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "Lowercase"}, {"type": "Prepend", "prepend": "\u2581"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+     "pre_tokenizer": None},
+    {"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first"}},
+    {"model": {"end_of_word_suffix": "</w>"}},
 ])  # fmt: skip
 def test_a_tokenizer_json_of_another_kind_is_refused(tokenizer, tmp_path, change):
     path = write_json(tokenizer, tmp_path)
@@ -123,3 +129,27 @@ def test_a_tokenizer_json_of_another_kind_is_refused(tokenizer, tmp_path, change
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="tokenizer.json"):
         LlamaTokenizer(path)
+
+
+def test_the_normalizers_of_llama_2s_own_tokenizer_json_are_the_same(tokenizer, tmp_path):
+    path = write_json(tokenizer, tmp_path)
+    content = json.loads(path.read_text())
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    prepend = {"type": "Prepend", "prepend": "\u2581"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [prepend, replace]}
+    path.write_text(json.dumps(content | {"pre_tokenizer": None}))
+    assert all(LlamaTokenizer(path).encode(text) == tokenizer.encode(text) for text in TEXTS)
+
+
+def test_tokens_added_to_tokenizer_json_are_told_to_be_plain_text(tokenizer, tmp_path, capsys):
+    path = write_json(tokenizer, tmp_path)
+    content = json.loads(path.read_text())
+    content["added_tokens"].append({"id": tokenizer.vocab_size, "content": "<|im_start|>"})
+    path.write_text(json.dumps(content))
+    assert LlamaTokenizer(path).encode("<|im_start|>") == tokenizer.encode("<|im_start|>")
+    assert "tokens added later (<|im_start|>) are taken as plain text" in capsys.readouterr().err
+
+
+def test_a_folder_names_the_tokenizer_in_it(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    assert LlamaTokenizer(tmp_path).encode("the cat") == tokenizer.encode("the cat")

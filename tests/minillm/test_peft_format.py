@@ -248,6 +248,41 @@ def test_an_adapter_of_pefts_on_the_head_loads(base, tmp_path):
     load_adapter(model, tmp_path / "adapter")
     tokens = torch.randint(0, 2048, (2, 48))
     torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=2e-4, rtol=0)
+    load_adapter(load_llama(base, dtype=torch.bfloat16)[0], tmp_path / "adapter")
+    peer.base_model.model.lm_head.base_layer.weight.data.mul_(1.1)
+    peer.save_pretrained(tmp_path / "adapter")  # with a head that is another
+    with pytest.raises(UserError, match=r"lm_head\.base_layer\.weight is not this base's"):
+        load_adapter(load_llama(base)[0], tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("key", ["lm_head.weight", "model.embed_tokens.lora_embedding_A"])
+def test_more_than_lora_on_linear_layers_is_refused_by_name(base, tmp_path, key):
+    save_adapter(adapted(load_llama(base)[0]), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(load_file(file) | {f"base_model.model.{key}": torch.zeros(2, 2)}, file)
+    with pytest.raises(UserError, match="more than LoRA on linear layers"):
+        load_adapter(load_llama(base)[0], tmp_path)
+
+
+@pytest.mark.parametrize("rank", [1, 9])
+def test_ranks_that_the_file_does_not_have_are_refused(base, tmp_path, rank):
+    save_adapter(with_ranks_4_and_2(load_llama(base)[0], 4), tmp_path)
+    notes = json.loads((tmp_path / "minillm.json").read_text())
+    notes["ranks"] = dict.fromkeys(notes["ranks"], rank)
+    (tmp_path / "minillm.json").write_text(json.dumps(notes))
+    with pytest.raises(UserError, match=r"minillm\.json"):
+        load_adapter(load_llama(base)[0], tmp_path)
+
+
+def test_a_rank_above_the_matrix_is_told_with_the_file(base, tmp_path):
+    save_adapter(adapted(load_llama(base)[0], ("wk",)), tmp_path)
+    file, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    wide = {name: torch.cat([t] * 50, int("lora_B" in name)) for name, t in load_file(file).items()}
+    save_file(wide, file)
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"r": 50 * settings["r"]}))
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: .* rank"):
+        load_adapter(load_llama(base)[0], tmp_path)
 
 
 @pytest.mark.parametrize("alpha", [-7, 0])

@@ -77,12 +77,17 @@ def test_a_wrong_flag_or_value(capsys, tmp_path, argv, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [("", "empty"), ("[]", "no samples"), ('{"instruction": "a"\n', ":1: broken JSON"),
-     ('[{"instruction": "a", "output": "b"},\n\n{]', ":3: broken JSON")],
+     ('[{"instruction": "a", "output": "b"},\n\n{]', ":3: broken JSON"),
+     ("PAR1", "a Parquet file"), ("\x1f\x8b", "a gzip file")],
 )  # fmt: skip
 def test_bad_data(capsys, tmp_path, content, message):
-    (tmp_path / "train.json").write_text(content)
+    (tmp_path / "train.json").write_text(content, "latin-1")
     line = fails(capsys, finetune_llama.main, "--data", tmp_path / "train.json")
     assert f"{tmp_path}/train.json" in line and message in line
+
+
+def test_a_folder_in_place_of_a_file(capsys, tmp_path):
+    assert "a folder; name the file" in fails(capsys, finetune_llama.main, "--data", tmp_path)
 
 
 @pytest.mark.parametrize(
