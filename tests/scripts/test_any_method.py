@@ -89,6 +89,13 @@ def test_a_tuned_prompt_generates_and_refuses_to_be_merged(news, tmp_path):
         merge_adapter.main([*adapter, "--out", str(tmp_path / "merged")])
 
 
+def test_merging_claims_nothing_about_an_update_that_is_no_lora(news, tmp_path, capsys):
+    run("gpt2", "bitfit", news, tmp_path / "run", "--max-iters", 1)
+    adapter = ["--adapter", str(tmp_path / "run" / "adapter"), "--precision", "bf16"]
+    merge_adapter.main([*adapter, "--out", str(tmp_path / "merged")])
+    assert "what was trained is in its place, in bfloat16; wrote" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flags", [
     ["--method", "bitfit"], ["--method", "lora", "--frozen-dtype", "fp32", "--targets", "c_attn"],
     ["--method", "full", "--frozen-dtype", "bf16"], ["--method", "last_layer", "--untie",
