@@ -106,7 +106,7 @@ def _add_training_flags(parser: Parser, lr: float) -> None:
     add("--frozen-dtype", choices=["auto", *DTYPES], default="auto",
         help="how frozen weights are stored; auto: as --precision computes")  # fmt: skip
     add("--gradient-checkpointing", action="store_true",
-        help="recompute each block in backward: less memory, about a third more time")  # fmt: skip
+        help="recompute each block in backward: less memory, half as much time again")  # fmt: skip
     add("--compile", action="store_true",
         help="torch.compile the loss: a minute or more before the first step, then fewer kernels "
         "on a GPU (not measured there; on a CPU steps take longer)")  # fmt: skip

@@ -10,8 +10,8 @@ row, under its name in the code and with the line that made it. "x", where a lay
 what it was given; "->" what came out without a name of its own. Norms are Frobenius norms;
 largest is the largest absolute value; -inf is what a mask has hidden, and counts in neither.
 Attention maps (the softmax of Vaswani et al. 2017, section 3.2.1) have a row for each token that
-looks and a column for each that is seen. LoRA is merged (fp32), as in all generation: its
-product is inside the weight.
+looks and a column for each that is seen. In fp32 LoRA is merged, as in generation: its product is
+inside the weight.
 """
 
 import sys

@@ -283,6 +283,17 @@ def test_a_cell_fits_where_more_is_free_than_it_needs_with_a_reserve():
     assert list(fits.values()) == [True, False, True]  # 0: how much is free is not known
 
 
+@pytest.mark.parametrize("cell", [
+    Cell(True, True, True, False), Cell(True, True, True, True, True)
+], ids=lambda cell: cell.name)  # fmt: skip
+def test_what_a_gpu_would_need_does_not_depend_on_this_cpu(cell, monkeypatch):
+    found = []
+    for emulated in (set(), {torch.bfloat16, torch.float16}):
+        monkeypatch.setattr("minillm.linear._EMULATED", emulated)
+        found.append(forecast(base(), cell, 8, "bf16", 40536)["predicted"])
+    assert found[0] == found[1] and torch.backends.mkldnn.enabled
+
+
 @pytest.mark.slow
 def test_predicting_runs_nothing_and_counts_the_models_own_weights(tmp_path, capsys):
     flags = ["--predict", "--layers", "2", "--samples", "8", "--out-dir", str(tmp_path / "m")]

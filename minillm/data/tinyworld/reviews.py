@@ -1,7 +1,8 @@
 """Film reviews whose mood lies in how words are combined, never in a word by itself.
 
 Every frame is an exclusive or: a good or a bad word, taken as it is or turned round. Each word, and
-each way of turning, is as likely in good reviews as in bad ones, so a bag of words knows nothing.
+each way of turning, is as likely in good reviews as in bad ones, so a bag of words knows nothing. (What
+stands before a full stop is not: words with their marks get 74 % right.)
 """
 
 from minillm.data.tinyworld.dice import Dice
