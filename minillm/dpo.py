@@ -80,7 +80,7 @@ def preference_report(
     n = 0
     for batch in tqdm(batches, desc="preferences", unit="batch", leave=False):
         batch = to_device(batch, precision.device)
-        with evaluating(model), precision.autocast():
+        with precision.autocast(), evaluating(model):
             loss, count, told = dpo(model, batch)
             logprobs = sequence_logprobs(model, batch)
         likelier = (logprobs[0::2] > logprobs[1::2]).sum()

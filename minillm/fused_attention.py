@@ -94,7 +94,8 @@ class _FusedForward(torch.autograd.Function):
         n_new, n_columns = q.size(2), k.size(2)
         q, k, v, grad = _pad_columns(q, k, v, mask, grad)
         mask_bias = additive_mask(q, k, mask)  # (T, S) or (B, 1, T, S)
-        mask_bias = mask_bias.expand(len(q), 1, -1, -1)
+        n_heads = mask_bias.size(-3) if mask_bias.dim() > 2 else 1
+        mask_bias = mask_bias.expand(len(q), n_heads, -1, -1)
         n = max(1, 2**20 // max(1, q.size(1) * q.size(2) * k.size(2)))  # texts at a time
         parts = zip(*(x.split(n) for x in (q, k, v, mask_bias, grad)), strict=True)
         found = [_explicit_gradients(*part) for part in parts]

@@ -78,8 +78,9 @@ def round_up(n: int) -> int:
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """What a product with x is computed in."""
     device = x.device.type
-    is_cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if is_cast else x.dtype
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def is_emulated(x: Tensor, dtype: torch.dtype) -> bool:

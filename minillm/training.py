@@ -182,11 +182,10 @@ def evaluate(
     Errors: UserError if no token is supervised; NumericError for a loss that is no number.
     """
     total, count = 0.0, 0
-    with evaluating(model):
+    with precision.autocast(), evaluating(model):
         for batch in tqdm(batches, desc="held-out", unit="batch", leave=False):
             batch = to_device(batch, precision.device)
-            with precision.autocast():
-                loss_sum, loss_count, *_ = loss_fn(model, batch)
+            loss_sum, loss_count, *_ = loss_fn(model, batch)
             total += float(loss_sum)
             count += int(loss_count)
     if count == 0:

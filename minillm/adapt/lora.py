@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minillm.adapt.lora_linear import LORA, LoRALinear
 from minillm.adapt.lora_parts import LoRAParts
 from minillm.errors import UserError
-from minillm.linear import Linear, is_plain
+from minillm.linear import Linear, autocast_dtype, is_plain
 
 
 def add_lora(
@@ -108,12 +108,13 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def eval_exactly(model: nn.Module) -> nn.Module:
-    """eval(), except that in 16 bits a layer that is not merged yet keeps its update beside the
-    weight, without dropout, so that what answers is what was trained: rounding W + BA would lose
-    most of a small BA (25 steps at 1e-5: 83 % of it, half of their gain on held-out data)."""
+    """eval(), except that a layer whose products are in 16 bits, as it is stored or under autocast,
+    and that is not merged yet keeps its update beside the weight, without dropout, so that what
+    answers is what was trained: rounding W + BA would lose most of a small BA (25 steps at 1e-5:
+    83 % of it, half of their gain on held-out data)."""
     for module in model.modules():  # a layer before the dropout in it
         if isinstance(module, LoRALinear) and module.is_lora():
-            is_narrow = module.weight.dtype.itemsize == 2
+            is_narrow = autocast_dtype(module.weight).itemsize == 2
             module.train(is_narrow and not module.has_weights_merged)  # its mode is what merges
         else:
             module.training = False

@@ -123,7 +123,7 @@ def pack(rows: Sequence[Row], pad_id: int) -> PackedBatch:
     """
     lengths = [len(row.tokens) for row in rows]
     fed = sum(lengths) - 1
-    filler = round_up(fed) - fed
+    filler = round_up(max(1, fed)) - fed  # one token alone feeds nothing
     tokens = F.pad(torch.cat([row.tokens for row in rows]), (0, filler), value=pad_id)  # (T,)
     labels = F.pad(torch.cat([row.labels for row in rows]), (0, filler), value=IGNORED)  # (T,)
     labels[torch.tensor([0, *lengths[:-1]]).cumsum(0)] = IGNORED

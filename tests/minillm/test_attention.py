@@ -14,6 +14,7 @@ CASES = {  # name: (B, H, K, T, S, mask)
     "one query": (1, 4, 4, 1, 9, None),
     "grouped heads": (2, 6, 2, 9, 9, None),
     "ragged rows": (3, 4, 2, 9, 9, attention_mask(0, 9, torch.tensor([0, 3, 8]), 0, "cpu")),
+    "a mask for each head": (2, 4, 2, 5, 5, torch.ones(2, 4, 5, 5, dtype=torch.bool).tril()),
     "after a prefix": (2, 4, 4, 6, 11, attention_mask(5, 6, None, 5, "cpu")),
 }
 

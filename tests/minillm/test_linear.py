@@ -236,3 +236,8 @@ def test_weights_that_tell_of_no_change_are_not_packed():
         layer(x)
         layer.weight.add_(1.0)
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_shapes_on_no_device_are_those_of_a_product(emulated):
+    x, weight = torch.ones(40, 3, device="meta"), torch.ones(2, 3, device="meta")
+    assert linear(x, weight).shape == (40, 2)

@@ -14,6 +14,9 @@ from minillm.adapt.bottleneck import add_adapters
 from minillm.adapt.lora import evaluating, fold_lora, lost_in_merging
 from minillm.adapt.lora_parts import LoRAParts
 from minillm.errors import UserError
+from minillm.losses import token_loss
+from minillm.precision import Precision
+from minillm.training import evaluate
 from tests.conftest import equal_states, sharp, small_config, small_gpt2
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -144,6 +147,28 @@ def test_what_is_evaluated_in_16_bits_is_what_was_trained(model, dtype):
         torch.testing.assert_close(found, trained, atol=1e-10, rtol=0)
     else:
         assert torch.equal(found, trained) and not torch.equal(model.eval()(tokens), trained)
+
+
+def test_under_autocast_evaluating_answers_as_what_was_trained_too(model):
+    """Whose products round W + BA, also where the weight is fp32."""
+    for name, p in model.named_parameters():
+        p.data.mul_(1e-3 if name.endswith("lora_B") else 1)
+    tokens = torch.randint(0, 2048, (2, 20))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        trained = model.train()(tokens)
+        with evaluating(model):
+            assert torch.equal(model(tokens), trained)
+        assert not torch.equal(model.eval()(tokens), trained)
+
+
+def test_a_held_out_loss_under_autocast_is_that_of_what_was_trained(model):
+    for name, p in model.named_parameters():
+        p.data.mul_(1e-3 if name.endswith("lora_B") else 1)
+    tokens = torch.randint(0, 2048, (2, 20))
+    precision = Precision("bf16", torch.device("cpu"))
+    with torch.no_grad(), precision.autocast():
+        loss, count = token_loss(model.train(), (tokens, tokens))
+    assert evaluate(model, token_loss, [(tokens, tokens)], precision) == float(loss) / int(count)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -49,6 +49,11 @@ def test_loss_and_gradients_are_those_of_the_samples_apart(kind, packed, attenti
     torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-10)
 
 
+def test_one_token_alone_is_packed_to_no_loss():
+    loss, count = token_loss(MODELS["gpt2"](), pack(ragged([1]), 0))
+    assert float(loss.detach()) == int(count) == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_segment_sees_nothing_of_its_neighbour(kind):
     model = MODELS[kind]().double()
