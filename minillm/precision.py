@@ -67,7 +67,7 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"device {name!r} is not available here; use --device cpu") from None
     if device.type == "cuda":
         _check_built_for(device)
-    return device
+    return torch.device("cpu") if device.type == "cpu" else device  # "cpu:0" would be another
 
 
 def _check_built_for(device: torch.device) -> None:

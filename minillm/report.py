@@ -1,5 +1,6 @@
 """What a fine-tuning shows: what is about to run, answers, memory by category, the outcome."""
 
+import sys
 from dataclasses import replace
 
 import torch
@@ -114,3 +115,5 @@ def conclude(
     print(f"{progress.step} steps, {progress.tokens} tokens in {progress.seconds:.1f} s: "
           f"{speed:.0f} tokens/s")  # fmt: skip
     print(f"held-out loss {progress.before:.4f} -> {progress.best:.4f}")
+    if progress.best > progress.before:
+        print("warning: held-out loss is higher than before training; lower --lr", file=sys.stderr)

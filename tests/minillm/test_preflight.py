@@ -136,3 +136,8 @@ def test_a_sample_beyond_the_context_is_found_on_either_side(side):
     preflight.check_context(short, short, 10)
     with pytest.raises(UserError, match="12 tokens does not fit"):
         preflight.check_context(*([long, short] if side == 0 else [short, long]), 10)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu:0"])
+def test_a_cpu_is_one_device_however_it_is_numbered(name):
+    assert precision.choose_device(name) == torch.device("cpu")

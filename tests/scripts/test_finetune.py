@@ -61,6 +61,14 @@ def test_a_run_that_saves_nothing_trains_the_same(tmp_path, method):
     assert losses["measured"] == losses["kept"]
 
 
+@pytest.mark.parametrize(("lr", "is_worse"), [("1e-4", False), ("10", True)])
+def test_a_run_that_made_it_worse_says_so(lr, is_worse, tmp_path, capsys):
+    flags = ["--lr", lr, "--max-iters", "1", "--no-save", "--out-dir", str(tmp_path / "run")]
+    finetune_llama.main([*QUICK, *flags])
+    told = "higher than before training; lower --lr" in capsys.readouterr().err
+    assert told is is_worse
+
+
 def test_a_complete_run_without_checkpoints_is_not_resumed(unsaved):
     """It would begin again and lose its log."""
     log = (unsaved / "metrics.jsonl").read_text()
