@@ -22,7 +22,9 @@ class LlamaTokenizer:
 
     def __init__(self, path: str | Path | None):
         path = None if path is None else Path(path)
-        self.path = path = find_tokenizer(path) or path if path and path.is_dir() else path
+        if path is not None and path.is_dir():
+            path = find_tokenizer(path) or path
+        self.path = path
         self.is_bytes = path is None
         self._open(byte_proto() if path is None else _read_proto(path))
 
