@@ -51,14 +51,19 @@ def json_proto(path: Path) -> bytes:
                         "--tokenizer") from None  # fmt: skip
     if not is_plain or texts[:259] != FIRST:
         raise UserError(f"{path}: another kind of tokenizer than Llama 2's; not supported")
-    if later:
-        print(f"warning: {path}: tokens added later ({', '.join([*later][:3])}) are taken as plain "
-              "text", file=sys.stderr)  # fmt: skip
+    tell_unread(path, [*later])
     proto = b"".join(
         _field(1, _piece(token, raw[token], -float(made.get(text, len(made))), text in later))
         for token, text in enumerate(texts)
     )
     return _with_settings(proto, len(texts), spaces=True)
+
+
+def tell_unread(path: Path, added: list[str]) -> None:
+    """Warns of the tokens that a file adds to SentencePiece's own: no text becomes one of them."""
+    if added:
+        print(f"warning: {path}: tokens added later ({', '.join(added[:3])}) are taken as plain "
+              "text", file=sys.stderr)  # fmt: skip
 
 
 def _is_sentencepiece(p: Fields) -> bool:

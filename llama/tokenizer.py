@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from llama.pieces import byte_proto, json_proto, llama2c_proto
+from llama.pieces import byte_proto, json_proto, llama2c_proto, tell_unread
 from minillm.errors import UserError
-from minillm.files import atomic_file, check_readable
+from minillm.files import Fields, atomic_file, check_readable
 
 
 class LlamaTokenizer:
@@ -27,6 +27,10 @@ class LlamaTokenizer:
         self.path = path
         self.is_bytes = path is None
         self._open(byte_proto() if path is None else _read_proto(path))
+        if path is not None and (beside := path.with_name("added_tokens.json")).exists():
+            added = Fields(beside).content.items()
+            tell_unread(beside, [text for text, i in added
+                                 if type(i) is int and i >= self.vocab_size])  # fmt: skip
 
     @classmethod
     def train(cls, texts: list[str], vocab_size: int) -> "LlamaTokenizer":

@@ -89,8 +89,8 @@ def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
 
 
 def _check_settings(tokenizer, folder: Path) -> None:
-    """Warns where a model's folder has another token for the end, or more tokens than the tokenizer
-    reads. Errors: UserError where the tokenizer's own says that texts begin otherwise."""
+    """Warns where a model's folder has another token for the end. Errors: UserError where the
+    tokenizer's own says that texts begin otherwise."""
     path = Path(tokenizer.path)
     beside = path if path.is_dir() else path.parent
     settings = beside / "tokenizer_config.json"
@@ -98,12 +98,6 @@ def _check_settings(tokenizer, folder: Path) -> None:
     if space not in (None, tokenizer.adds_space):
         raise UserError(f"{settings}: add_prefix_space {space} is not this kind of tokenizer's; "
                         "not supported")  # fmt: skip
-    more = beside / "added_tokens.json"
-    found = Fields(more).content if more.exists() else {}
-    unread = [text for text, i in found.items() if type(i) is int and i >= tokenizer.vocab_size]
-    if unread:
-        print(f"warning: {more}: tokens added later ({', '.join(unread[:3])}) are taken as plain "
-              "text", file=sys.stderr)  # fmt: skip
     config = folder / "config.json"
     end = Fields(config).get("eos_token_id") if config.exists() else None
     if end is not None and tokenizer.eos_id not in (end if isinstance(end, list) else [end]):

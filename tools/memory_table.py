@@ -163,7 +163,8 @@ class Base:
 
 @contextmanager
 def _plain_products() -> Iterator[None]:
-    """Without the copies that products take on this CPU: what is predicted is of a GPU."""
+    """Without the copies that products take on this CPU: what is predicted is of a GPU. (PyTorch's
+    own mkldnn.flags does the same, with a warning about TF32.)"""
     was, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
     try:
         yield

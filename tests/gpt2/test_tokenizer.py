@@ -165,8 +165,8 @@ def test_a_tokenizer_json_that_takes_texts_otherwise_is_refused(bpe, tmp_path, c
     bpe.save(tmp_path)
     vocab = json.loads((tmp_path / "vocab.json").read_text())
     merges = (tmp_path / "merges.txt").read_text().split("\n")[1:-1]
-    content = {"model": {"vocab": vocab, "merges": merges}} | change
-    content["model"] = {"vocab": vocab, "merges": merges} | change.get("model", {})
+    model = {"vocab": vocab, "merges": merges} | change.get("model", {})
+    content = change | {"model": model}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     if not beside:
         (tmp_path / "vocab.json").unlink()

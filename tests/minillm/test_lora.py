@@ -38,6 +38,12 @@ def model() -> Llama:
     return model
 
 
+def make_faint(model) -> None:
+    """Makes the update so small that merged 16-bit weights would round it away."""
+    for name, p in model.named_parameters():
+        p.data.mul_(1e-3 if name.endswith("lora_B") else 1)
+
+
 def test_rank_0_is_a_plain_linear():
     layer = LoRALinear(4, 3, lora_rank=0)
     for name in ("lora_A", "lora_B", "lora_scaling", "lora_dropout"):
@@ -136,8 +142,7 @@ def test_what_is_frozen_while_merged_stays_frozen():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_what_is_evaluated_in_16_bits_is_what_was_trained(model, dtype):
     """An update that the merged weights would round away."""
-    for name, p in model.named_parameters():
-        p.data.mul_(1e-3 if name.endswith("lora_B") else 1)
+    make_faint(model)
     model.to(dtype).train()
     tokens = torch.randint(0, 2048, (2, 20))
     trained = model(tokens)
@@ -151,8 +156,7 @@ def test_what_is_evaluated_in_16_bits_is_what_was_trained(model, dtype):
 
 def test_under_autocast_evaluating_answers_as_what_was_trained_too(model):
     """Whose products round W + BA, also where the weight is fp32."""
-    for name, p in model.named_parameters():
-        p.data.mul_(1e-3 if name.endswith("lora_B") else 1)
+    make_faint(model)
     tokens = torch.randint(0, 2048, (2, 20))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         trained = model.train()(tokens)
@@ -162,8 +166,7 @@ def test_under_autocast_evaluating_answers_as_what_was_trained_too(model):
 
 
 def test_a_held_out_loss_under_autocast_is_that_of_what_was_trained(model):
-    for name, p in model.named_parameters():
-        p.data.mul_(1e-3 if name.endswith("lora_B") else 1)
+    make_faint(model)
     tokens = torch.randint(0, 2048, (2, 20))
     precision = Precision("bf16", torch.device("cpu"))
     with torch.no_grad(), precision.autocast():
