@@ -119,7 +119,9 @@ def check_saveable(model: nn.Module, folder: Path) -> None:
     plain = empty_model(lambda: type(model)(model.config)).state_dict().keys()
     more = [name for name in model.state_dict() if name not in plain]
     if any(".lora_" in name for name in more):
-        raise UserError(f"{folder}: the model has LoRA layers; save_adapter, or fold_lora first")
+        raise UserError(f"{folder}: the model has LoRA layers; keep them by "
+                        "minillm.peft_format.save_adapter, or fold them in by "
+                        "minillm.adapt.lora.fold_lora first")  # fmt: skip
     if more:
         raise UserError(f"{folder}: {more[0]} is in no plain model's file; save_adapter instead")
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -53,6 +54,14 @@ def check_readable(path: Path) -> None:
         raise UserError(f"{path}: a Git-LFS pointer, not the file itself; run `git lfs pull`")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise UserError(f"{path}: an HTML page, not the file itself; download it again")
+
+
+def set_aside(path: Path) -> None:
+    """Renames a file or folder to the first of NAME-1, NAME-2, ... that is free, and says so."""
+    names = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(1))
+    free = next(name for name in names if not name.exists())
+    path.rename(free)
+    print(f"kept what was there as {free}")
 
 
 @contextlib.contextmanager

@@ -90,8 +90,7 @@ def prepare(
     size, pack = data.batch_size, data.pack
     batches = kind(found.train.rows, size, pad_id, data.seed, context, pack)
     held_out = list(kind(found.held_out.rows, size, pad_id, None, context, pack))  # in their order
-    steps = options.training.accumulation_steps
-    return Job(base, model, name, about, found, batches, steps), held_out
+    return Job(base, model, name, about, found, batches, options.training), held_out
 
 
 def prepare_data(
@@ -164,7 +163,8 @@ def keep(job: Job, run: Run, progress: Progress, keep_last: bool) -> None:
     a run that keeps no weights, the last step's."""
     if run.keeps_weights:
         keep_weights(job, run, progress, keep_last)
-    plot_run(run.rows(), run.folder / "loss.png")
+    per = job.batches.loss_per
+    plot_run(run.rows(), run.folder / "loss.png", before=progress.before, per=per)
     print(f"kept in {run.folder}{'' if run.keeps_weights else ', without weights'}")
     if not run.keeps_weights and progress.best_step != progress.step:
         print(f"answers are those of step {progress.step}; the best was {progress.best_step}")

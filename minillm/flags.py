@@ -131,6 +131,8 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
         check_folder(Path(args.out_dir), args.resume, args.overwrite)
     if args.resume and args.out_dir is None:
         raise UserError("--resume: no run is named; add --out-dir FOLDER")
+    if args.override and not args.resume:
+        print("warning: --override: no effect without --resume", file=sys.stderr)
     if args.keep_last and args.no_save:
         raise UserError("--keep-last and --no-save contradict each other; give one of them")
     if args.compile and not shutil.which(os.environ.get("CXX", "g++")):

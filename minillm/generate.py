@@ -148,11 +148,14 @@ def pad_left(
 def check_prompts(
     prompts: Sequence[Sequence[int]], limit: int, max_new_tokens: int, vocab_size: int
 ) -> None:
-    """Errors: UserError if a prompt is empty, leaves no room for one new token, or holds an id
-    that the embedding does not (a GPU would answer that by failing for good)."""
+    """Errors: UserError if a prompt is no list of ids, empty, leaves no room for one new token, or
+    holds an id that the embedding does not (a GPU would answer that by failing for good)."""
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens {max_new_tokens}: must not be negative; change it")
     for number, tokens in enumerate(prompts, 1):
+        if isinstance(tokens, int | str):
+            raise UserError(f"prompt {number}: {tokens!r}; give a list of prompts, each a list of "
+                            "ids, as tokenizer.encode returns one")  # fmt: skip
         if len(tokens) == 0:
             raise UserError(f"prompt {number}: no tokens; begin it with the tokenizer's bos_id")
         if min(tokens) < 0 or max(tokens) >= vocab_size:

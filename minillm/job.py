@@ -126,7 +126,7 @@ class Data:
 @dataclass(frozen=True)
 class Job:
     """A method on a base with data: the adapted model, the method and a line about its size, the
-    batches, and how many of them make an optimizer step."""
+    batches, and how they are trained on."""
 
     base: Base
     model: nn.Module
@@ -134,12 +134,19 @@ class Job:
     about: str
     data: Data
     batches: Batches
-    accumulation_steps: int
+    training: TrainSettings
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.training.n_steps(
+            self.batches.groups_per_epoch(self.training.accumulation_steps)
+        )
 
     @cached_property
     def predicted(self) -> "Footprint":
         """Where the memory of a step will go, with the largest micro-batch of an epoch."""
         from minillm.footprint import predict_footprint  # takes 0.7 s: not for --help
 
-        n = self.accumulation_steps
+        n = self.training.accumulation_steps
         return predict_footprint(self.model, self.batches.largest(n), self.base.precision, n)

@@ -31,16 +31,22 @@ def picture(path: Path, width: float = 7, height: float = 4):
         yield axes
 
 
-def plot_run(rows: Sequence[dict], path: Path, floor: float | None = None) -> None:
-    """Loss against optimizer steps, training and held-out; `floor` draws a lower bound."""
+def plot_run(
+    rows: Sequence[dict], path: Path, floor: float | None = None, before: float | None = None,
+    per: str = "supervised token",
+) -> None:  # fmt: skip
+    """Loss against optimizer steps, training and held-out (from that `before` training on); `floor`
+    draws a lower bound, `per` is what a loss is the mean over."""
     with picture(path) as axes:
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], lw=0.8, label="training")
         steps, losses = held_out_losses(rows)
+        if before is not None:
+            steps, losses = [0, *steps], [before, *losses]
         if steps:
             axes.plot(steps, losses, "o-", ms=3, label="held out")
         if floor is not None:
             axes.axhline(floor, ls="--", lw=0.8, color="grey", label="generator's entropy, at most")
-        axes.set(xlabel="optimizer steps", ylabel="loss, nats per supervised token")
+        axes.set(xlabel="optimizer steps", ylabel=f"loss, nats per {per}")
         axes.legend()
 
 

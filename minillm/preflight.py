@@ -39,7 +39,9 @@ def preflight(job: Job, loss_fn: LossFn, folder: Path | None) -> None:
         check_held_out(rows, job.data.held_out.rows),
         check_disk(model, folder),
         check_memory(job.predicted, precision.device),
-        dry_step(model, loss_fn, job.batches.largest(job.accumulation_steps), precision),
+        dry_step(
+            model, loss_fn, job.batches.largest(job.training.accumulation_steps), precision
+        ),
     ]
     for number, line in enumerate(lines):
         print(f"{'  checks: ' if number == 0 else '':10}{line}", flush=True)

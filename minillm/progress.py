@@ -29,6 +29,11 @@ class TrainSettings:
     patience: int | None = None
     compile: bool = False  # the loss, model and all, by torch.compile
 
+    def n_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the whole run."""
+        n_steps = self.epochs * steps_per_epoch
+        return min(n_steps, self.max_iters or n_steps)
+
     @classmethod
     def from_flags(cls, flags: dict) -> "TrainSettings":
         """Those of the flags (by name, with underscores) that are settings of the loop."""

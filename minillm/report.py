@@ -23,7 +23,8 @@ def announce(job: Job) -> None:
     """Prints what is about to run: model, method, data on both sides, the optimizer step."""
     model, data, batches = job.model, job.data, job.batches
     dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
-    steps = batches.groups_per_epoch(job.accumulation_steps)
+    settings = job.training
+    steps = batches.groups_per_epoch(settings.accumulation_steps)
     supervised = sum(row.n_labels for row in data.train.rows)
     precision = job.base.precision
     stored = " and ".join(sorted(dtypes))
@@ -31,10 +32,18 @@ def announce(job: Job) -> None:
           f"{precision.name} products on {precision.device}")  # fmt: skip
     print(f"  method: {job.about}")
     print(f"   train: {data.train.summary()}\nheld out: {data.held_out.summary()}")
-    packed = f", packed into forwards of up to {batches.packed} tokens" if batches.packed else ""
-    print(f"    step: {job.accumulation_steps} x {batches.batch_size} {data.train.unit}{packed}, "
-          f"on average {supervised / steps:.0f} supervised tokens; {steps} steps an epoch")
+    n, rows = settings.accumulation_steps, batches.batch_size
+    cut = f"{n} forwards of {rows}" if n > 1 else f"a forward of {rows}"
+    cut = f"forwards of up to {batches.packed} tokens" if batches.packed else cut
+    print(f"    step: {n * rows} {data.train.unit} in {cut}, on average {supervised / steps:.0f} "
+          f"supervised tokens; {steps} steps an epoch, {job.n_steps} in all")  # fmt: skip
     print(f"  prompt: {data.shown.prompt!r}\nexpected: {data.shown.response!r}", flush=True)
+    if (settings.max_iters or 0) > job.n_steps:
+        print(f"warning: --max-iters {settings.max_iters}: --epochs {settings.epochs} ends the run "
+              f"at step {job.n_steps}; raise it to go on", file=sys.stderr)  # fmt: skip
+    if settings.warmup >= job.n_steps:
+        print(f"warning: --warmup {settings.warmup}: all {job.n_steps} steps of the run are "
+              "warm-up; lower it", file=sys.stderr)  # fmt: skip
 
 
 def show_answers(job: Job, title: str) -> None:
@@ -58,7 +67,7 @@ def account(job: Job, optimizer: torch.optim.Optimizer, peak: float) -> dict:
     The KV cache is that of a generation with as many columns; no part of training's total."""
     from minillm.footprint import measure_footprint  # takes 0.7 s: not for --help
 
-    n, precision = job.accumulation_steps, job.base.precision
+    n, precision = job.training.accumulation_steps, job.base.precision
     reserved = reserved_mib(precision.device)
     batch = job.batches.largest(n)
     measured = measure_footprint(job.model, batch, precision, n)
@@ -114,6 +123,9 @@ def conclude(
     speed = progress.tokens / max(progress.seconds, 1e-9)
     print(f"{progress.step} steps, {progress.tokens} tokens in {progress.seconds:.1f} s: "
           f"{speed:.0f} tokens/s")  # fmt: skip
+    if progress.step < job.n_steps:
+        print(f"ended by --patience: {progress.evaluations_since_best} evaluations without a new "
+              f"best; all would have been {job.n_steps} steps")  # fmt: skip
     print(f"held-out loss {progress.before:.4f} -> {progress.best:.4f}")
     if progress.best > progress.before:
         print("warning: held-out loss is higher than before training; lower --lr", file=sys.stderr)

@@ -105,12 +105,16 @@ class Run:
                 "no-save", "wandb-project"}  # fmt: skip
         if not isinstance(before, dict):
             raise UserError(f"{self.folder / 'config.json'}: no settings of a run; use --overwrite")
+        has_schedule = now.get("schedule", "constant") != "constant"
         # a flag that did not exist when the run began had no part in it
-        for name in now:
-            if name in free or before.get(name, now[name]) == now[name]:
-                continue
+        for name in (name for name in now if before.get(name, now[name]) != now[name]):
             with_ = f"without --{name}" if before[name] is None else f"with --{name} {before[name]}"
             what = f"{self.folder}: began {with_}, not {now[name]}"
+            if name in ("max-iters", "epochs") and has_schedule:
+                print(f"warning: {what}: from here the {now['schedule']} schedule is another one",
+                      file=sys.stderr)  # fmt: skip
+            if name in free:
+                continue
             remedy = f"resume with the same settings (--config {self.folder / 'config.json'})"
             if name in ("checkpoint", "data", "tokenizer"):
                 remedy += ", add --override if it only lies elsewhere now"

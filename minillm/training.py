@@ -59,14 +59,17 @@ def train(
     optimizer, scaler = make_optimizer(model, settings), precision.scaler()
     progress = restore(run, model, optimizer, scaler)
     steps_per_epoch = batches.groups_per_epoch(settings.accumulation_steps)
-    n_steps = settings.epochs * steps_per_epoch
     every = settings.eval_every or (steps_per_epoch if settings.patience else None)
-    last_step = min(n_steps, settings.max_iters or n_steps)
+    last_step = settings.n_steps(steps_per_epoch)
     if progress.before is None and held_out is not None:
         progress.before = evaluate(model, loss_fn, held_out, precision)
     ended = progress.step >= last_step or out_of_patience(progress, settings)
     if ended:
         print(f"already complete: {progress.step} of {last_step} steps", flush=True)
+        if held_out is not None and not progress.best_step:  # stopped before the first evaluation
+            row = run.rows()[-1]
+            row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
+            note_held_out(row, progress, model, run)
     bar = tqdm(total=last_step, initial=progress.step, desc="train", unit="step", leave=False)
     saved = time.monotonic()
     with deferred_signals() as asked, bar:

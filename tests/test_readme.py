@@ -25,6 +25,13 @@ def test_its_python_runs(monkeypatch):
         exec(compile(code, "README.md", "exec"), {})
 
 
+def test_its_house_names_every_file():
+    house = README.partition("## The house")[2].partition("```python")[0]
+    rooms = ("minillm", "minillm/adapt", "llama", "gpt2", "phi", "train", "tools")
+    files = [path for room in rooms for path in (ROOT / room).glob("[!_]*.py")]
+    assert [path.name for path in files if not re.search(rf"\b{path.stem}\b", house)] == []
+
+
 def test_its_walk_with_the_debugger_ends_at_the_softmax(tmp_path):
     walk = README.partition("python -m pdb ")[2].partition("```")[0]
     command, *asked = walk.replace("(Pdb) ", "").strip().splitlines()

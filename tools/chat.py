@@ -22,6 +22,7 @@ from tools.models import (
     add_stop_flag,
     encode_prompt,
     load_model,
+    sampling_of,
 )
 
 
@@ -50,10 +51,10 @@ def answer(
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    sampling = pick(Sampling, vars(args))
-    model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
+    options, sampling = pick(ModelOptions, vars(args)), sampling_of(vars(args))
+    model, tokenizer, template = load_model(options)
     stop = StopStrings(tokenizer, tuple(args.stop))
-    print(f"{args.adapter or args.checkpoint or 'tiny-llama'}; Ctrl-D or /quit ends")
+    print(f"{options.name}; Ctrl-D or /quit ends")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")  # bytes that are no text are no reason to end
     for turn in itertools.count():

@@ -9,10 +9,14 @@ Labels by generation: what the model writes after the prompt must be a label and
 anything else counts as wrong, and its share is told. By likelihood: the label the model finds
 likelier. Texts: loss per token of the reference, then what the model writes freely, held against
 the reference (summaries) or the training text (passages), with baselines beside it.
-Writes results.json and predictions.json to OUT_DIR/evaluation-SPLIT/, a folder for each way.
+Writes results.json and predictions.json to OUT_DIR/evaluation-SPLIT/, a folder for each way; what
+other settings left there is kept beside, under a number.
 """
 
 import contextlib
+import json
+import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +26,7 @@ from minillm.data.tasks import TASKS, Task
 from minillm.data.templates import Template, find_template
 from minillm.errors import UserError, friendly_errors
 from minillm.evaluation import answer_room, loss_report, text_report, write_answers
-from minillm.files import write_json
+from minillm.files import read_json, set_aside, write_json
 from minillm.hub import find_checkpoint
 from minillm.metrics import classification_report, describe
 from minillm.peft_format import read_notes
@@ -34,6 +38,7 @@ from tools.models import (
     add_sampling_flags,
     kept_by,
     load_model,
+    sampling_of,
 )
 
 
@@ -159,24 +164,31 @@ def measure_texts(
     return report, {"report": report, "settings": settings}, rows
 
 
+def is_other(path: Path, settings: dict) -> bool:
+    """Whether results are of another model, other data or other settings than these."""
+    known = read_json(path)
+    return not isinstance(known, dict) or known.get("settings") != json.loads(json.dumps(settings))
+
+
 def main(argv=None) -> dict:
     args = parse_args(argv)
-    model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
+    options, sampling = pick(ModelOptions, vars(args)), sampling_of(vars(args))
+    if args.by != "both" and not TASKS[args.task].labels:
+        print(f"warning: --by: {args.task} has no labels; no effect", file=sys.stderr)
+    model, tokenizer, template = load_model(options)
     task, settings = TASKS[args.task], settings_of(args)
     template = (template or find_template(task.template)).check_field(task.field)
     split = args.split or ("test" if task.has_test else "validation")
     samples, known = read_data(args.task, args.data, split, template, args.samples, args.skip_bad)
-    print(f"{args.task}, {args.data or 'tinyworld'}: {len(samples)} samples of {split}; the first "
-          f"prompt: {samples[0].prompt!r}")  # fmt: skip
+    print(f"{options.name} on {args.task}, {args.data or 'tinyworld'}: {len(samples)} samples of "
+          f"{split}; the first prompt: {samples[0].prompt!r}")  # fmt: skip
     context, n_new = model.config.max_seq_len, args.max_new_tokens or task.answer_tokens
     if args.max_new_tokens is None and not task.labels:
         n_new = answer_room(tokenizer, samples, context, n_new)
         print(f"answers of up to {n_new} tokens")
     how = {
-        "batch_size": args.batch_size, "max_new_tokens": n_new,
-        "seed": args.seed, "temperature": args.temperature, "top_k": args.top_k,
-        "top_p": args.top_p, "min_p": args.min_p,
-        "repetition_penalty": args.repetition_penalty,
+        "batch_size": args.batch_size, "max_new_tokens": n_new, "seed": args.seed,
+        **asdict(sampling),
     }  # fmt: skip
     settings |= {name.replace("_", "-"): value for name, value in how.items()} | {
         "split": split, "template": template.to_dict(),
@@ -192,6 +204,8 @@ def main(argv=None) -> dict:
     for by, measure in ways.items():
         reports[by], results, rows = measure(model, tokenizer, samples, settings=settings, **how)
         out = folder / f"evaluation-{split}" / by
+        if (out / "results.json").exists() and is_other(out / "results.json", settings):
+            set_aside(out)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "results.json", results)
         write_json(out / "predictions.json", rows)

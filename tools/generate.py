@@ -33,6 +33,7 @@ from tools.models import (
     add_stop_flag,
     encode_prompt,
     load_model,
+    sampling_of,
 )
 
 
@@ -90,12 +91,16 @@ def show_texts(texts: list[str], prompts: list[str], n_samples: int) -> None:
 def main(argv=None) -> list[str]:
     args = parse_args(argv)
     prompts = collect_prompts(args.prompt, args.prompts)
-    sampling = pick(Sampling, vars(args))
+    sampling = sampling_of(vars(args))
     check_choices(args.beams, sampling, bool(args.explain), len(prompts) * args.samples)
-    if args.samples > 1 and sampling.is_greedy and not args.beams:
-        print("warning: --samples: greedy ones are all the same; add --temperature 0.8",
-              file=sys.stderr)  # fmt: skip
+    if args.samples > 1 and sampling.is_greedy:
+        remedy = "leave it out" if args.beams else "add --temperature 0.8"
+        print(f"warning: --samples: these are all the same; {remedy}", file=sys.stderr)
+    if args.length_penalty != 1.0 and not args.beams:
+        print("warning: --length-penalty: no effect without --beams", file=sys.stderr)
     model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
+    if args.input and template is None:
+        print("warning: --input: no effect without a template; add --template", file=sys.stderr)
     encoded = [encode_prompt(tokenizer, template, p, args.input) for p in prompts]
     rows = [tokens for tokens in encoded for _ in range(args.samples)]
     begun = prompts if template is None else [""] * len(prompts)  # what a text is shown after

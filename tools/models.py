@@ -1,6 +1,7 @@
 """What the tools share: the flags that name a model and how to sample, and loading it."""
 
 import contextlib
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import llama
 import phi
 from minillm.adapt.lora import eval_exactly
 from minillm.checkpoint import check_text
-from minillm.cli import Parser, add_model_flags, whole
+from minillm.cli import Parser, add_model_flags, pick, whole
 from minillm.data.templates import Template, find_template, template_from
 from minillm.errors import UserError
 from minillm.family import Family
@@ -21,6 +22,7 @@ from minillm.fingerprint import tokenizer_fingerprint
 from minillm.hub import find_checkpoint
 from minillm.peft_format import load_adapter, read_notes
 from minillm.precision import DTYPES, choose_device, choose_precision
+from minillm.sampling import Sampling
 
 FAMILIES = (llama.FAMILY, gpt2.FAMILY, phi.FAMILY)
 
@@ -49,6 +51,18 @@ def add_sampling_flags(parser: Parser, max_new_tokens: int | None = 200) -> None
     add("--repetition-penalty", type=float, default=1.0,
         help="above 1 makes tokens seen (prompt included) less likely")  # fmt: skip
     add("--seed", type=whole, default=0)
+
+
+def sampling_of(flags: dict) -> Sampling:
+    """How tokens are chosen, of the flags by name; tells which of them do nothing because the
+    likeliest is taken. Errors: UserError for a value outside its range."""
+    sampling = pick(Sampling, flags)
+    given = [name for name in ("top_k", "top_p", "min_p") if flags[name] is not None]
+    given += ["seed"] if flags["seed"] else []
+    if sampling.is_greedy and given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        print(f"warning: {names}: no effect at --temperature 0", file=sys.stderr)
+    return sampling
 
 
 def add_stop_flag(parser: Parser) -> None:
@@ -115,6 +129,12 @@ class ModelOptions:
     precision: str | None
     force: bool
     attention: str
+
+    @property
+    def name(self) -> str:
+        """What is loaded, as the flags have it."""
+        model = self.checkpoint or llama.FAMILY.bundled
+        return f"{self.adapter}" if self.adapter else f"{model}"
 
 
 def load_model(options: ModelOptions):

@@ -30,7 +30,7 @@ from minillm.data.course_files import (
 from minillm.data.samples import Sample, shorten
 from minillm.data.templates import find_template
 from minillm.errors import UserError, friendly_errors
-from minillm.files import read_text
+from minillm.files import read_text, set_aside
 from minillm.generate import generate
 from minillm.text_metrics import rouge
 from tools.models import ModelOptions, add_adapted_model_flags, load_model
@@ -88,10 +88,19 @@ def write_samples(model, tokenizer, sample, kind: str, n: int, seed: int, sampli
     return [until_next_cue(text) for text in texts] if kind == "summaries" else texts
 
 
+def write_beside(path: Path, text: str) -> None:
+    """Writes a file; one with another text there is kept, under a number."""
+    if path.exists() and path.read_bytes() != text.encode():
+        set_aside(path)
+    path.write_text(text)
+    print(f"wrote {path}")
+
+
 def main(argv=None) -> list[list[str]]:
     args = parse_args(argv)
-    model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
-    source = Path(args.adapter or args.checkpoint or "tiny-llama")
+    options = pick(ModelOptions, vars(args))
+    model, tokenizer, template = load_model(options)
+    source = Path(options.name)
     model_name = source.parent.name if source.name in ("adapter", "model") else source.name
     name = args.name or model_name
     is_bare = template is None and args.template is None and args.kind == "completions"
@@ -117,15 +126,13 @@ def main(argv=None) -> list[list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     pairs = zip(inputs, written, strict=True)
     blocks = [block(layout, i, asked.prompt, texts) for i, (asked, texts) in enumerate(pairs, 1)]
-    path = folder / layout.file.format(name)
-    path.write_text("".join(blocks))
-    print(f"wrote {path}")
+    write_beside(folder / layout.file.format(name), "".join(blocks))
     if references:
         sets = zip(*written, strict=True)
         scores = [rouge(answers, references, stemmer=False)["rouge1"] for answers in sets]
         path = folder / SCORES.format(name)
-        path.write_text(score_file([sum(of_set) / len(of_set) for of_set in scores]))
-        print(f"wrote {path}: {path.read_text().splitlines()[-1]}")
+        write_beside(path, score_file([sum(of_set) / len(of_set) for of_set in scores]))
+        print(path.read_text().splitlines()[-1])
     return written
 
 

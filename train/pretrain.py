@@ -32,7 +32,7 @@ from minillm.files import write_json
 from minillm.losses import token_loss
 from minillm.plots import plot_run
 from minillm.precision import choose_device, choose_precision
-from minillm.runs import Run, fresh_folder
+from minillm.runs import Run, check_folder, fresh_folder
 from minillm.training import TrainSettings, evaluate, train
 
 FAMILIES = {family.name: family for family in (llama.FAMILY, gpt2.FAMILY, phi.FAMILY)}
@@ -152,11 +152,13 @@ def main(argv=None) -> float:
     family = FAMILIES[args.model]
     if args.save and Path(args.save).exists() and not (args.overwrite or args.resume):
         raise UserError(f"--save {args.save}: exists already; add --overwrite to replace it")
-    folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "pretrain")
-    run = Run(folder, settings_of(args), args.resume, args.overwrite, override=args.override)
+    if args.out_dir:  # before minutes of work
+        check_folder(Path(args.out_dir), args.resume, args.overwrite)
     tokenizer, rows, tests, entropy = make_data(
         family, args.stories, args.reviews, args.articles, args.held_out, args.vocab_size
     )
+    folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "pretrain")
+    run = Run(folder, settings_of(args), args.resume, args.overwrite, override=args.override)
     config = family.config.preset(args.preset or family.bundled)
     config = replace(config, vocab_size=tokenizer.vocab_size)
     pad_id, context = tokenizer.pad_id, config.max_seq_len

@@ -32,6 +32,8 @@ def add_lora(
     plain nn.Linear or has LoRA already, for a rank below 1 or above the smaller side of the matrix,
     an alpha that is no number or a dropout not from 0 to below 1.
     """
+    if isinstance(targets, str):  # else each letter would be one
+        raise UserError(f"LoRA targets {targets!r}: one text; give several, as (\"wq\", \"wv\")")
     if not math.isfinite(alpha) or not 0 <= dropout < 1:
         raise UserError(f"LoRA alpha {alpha}, dropout {dropout}: alpha must be a number, dropout "
                         "from 0 to below 1; change them")  # fmt: skip

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from minillm.data.samples import Sample, shorten
 from minillm.errors import UserError
@@ -78,7 +79,10 @@ def encode_samples(samples: Sequence[Sample], tokenizer, max_length: int) -> Enc
     response token is dropped. All three are counted.
     """
     rows, truncated, dropped, shortened = [], 0, 0, 0
-    for sample in samples:
+    is_few = len(samples) < 1000
+    for sample in tqdm(
+        samples, desc="encode", unit="sample", leave=False, delay=1, disable=is_few
+    ):
         # where the tokenizer puts a space before every text, it is the response's own
         text = sample.response.removeprefix(" " if tokenizer.adds_space else "")
         response = tokenizer.encode(text, eos=True)
@@ -150,6 +154,7 @@ class Batches:
     """
 
     rows_of_a_sample = 1  # two where samples are pairs
+    loss_per = "supervised token"  # what a loss is the mean over
 
     def __init__(
         self,

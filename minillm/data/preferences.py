@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from minillm.data import tinyworld
 from minillm.data.batches import Batches, Encoded, Row, encode_samples
 from minillm.data.samples import (
@@ -50,7 +52,7 @@ def encode_pairs(samples: Sequence[Sample], tokenizer, max_length: int) -> Encod
     is too long to be whole is dropped, and counted."""
     rows: list[Row] = []
     dropped = 0
-    for sample in samples:
+    for sample in tqdm(samples, desc="encode", unit="pair", leave=False, delay=1):
         both = [sample, replace(sample, response=sample.row["rejected"])]
         encoded = encode_samples(both, tokenizer, max_length)
         if encoded.truncated or encoded.dropped:
@@ -64,6 +66,7 @@ class PairBatches(Batches):
     """Batches that keep pairs of rows together; `batch_size` counts rows, two for each pair."""
 
     rows_of_a_sample = 2
+    loss_per = "pair"
 
     def order(self, epoch: int) -> list[int]:
         """Row numbers, pair after pair, in the order of this epoch."""

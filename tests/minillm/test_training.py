@@ -219,6 +219,17 @@ def test_a_resumed_run_out_of_patience_stays_stopped(tmp_path):
         assert [row["step"] for row in run.rows()] == [1, 2, 3]
 
 
+def test_a_run_stopped_before_its_first_evaluation_and_ended_there_is_evaluated(tmp_path):
+    settings = TrainSettings(lr=0.01, accumulation_steps=1, max_iters=2, save_every=0)
+    batches, held_out = Batches(ragged_rows(4), 1, 0), Batches(ragged_rows(4), 4, 0, seed=None)
+    train(lora_model(), token_loss, batches, None, settings, FP32, Run(tmp_path / "run", {}))
+    model, run = lora_model(), Run(tmp_path / "run", {}, resume=True)
+    progress, _ = train(model, token_loss, batches, held_out, settings, FP32, run)
+    assert (progress.step, progress.best_step) == (2, 2)
+    assert progress.best == evaluate(model, token_loss, held_out, FP32)
+    assert run.load_best(2).keys() == trainable_state(model).keys()
+
+
 def test_weights_that_give_no_number_are_not_called_good(tmp_path):
     def poisoned(model, batch, calls=itertools.count()):  # noqa: B008
         loss, count = token_loss(model, batch)

@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -133,6 +134,11 @@ def test_samples_go_into_the_courses_files(kind, text, name, tmp_path):
     score = (tmp_path / "output_rouge_score_tiny-gpt2.txt").read_text().splitlines()
     assert score[1] == "=" * 36 and score[2].startswith("ROUGE-1 mean score: ")
     assert samples.main(command) == written
+    assert len([*tmp_path.glob("output_*")]) == 2  # the same again: nothing to keep
+    samples.main([*command, "--temperature", "0"])
+    files = [path.stem.removeprefix(Path(name).stem) for path in tmp_path.glob(f"{name[:-4]}*")]
+    assert sorted(files) == ["", "-1"]
+    assert (tmp_path / f"{name[:-4]}-1.txt").read_text() == content
 
 
 def test_the_same_number_of_references_as_inputs_is_asked_for(tmp_path):

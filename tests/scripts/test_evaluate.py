@@ -66,6 +66,33 @@ def test_answers_are_drawn_as_asked(reviews):
     assert [row["response"] for row in rows] == [answer.answer for answer in want]
 
 
+def test_results_of_other_settings_are_kept_beside_the_new_ones(reviews, capsys):
+    again = [*MODEL, "--data", str(reviews), "--by", LIKELIHOOD, "--out-dir", str(reviews)]
+    folder = reviews / "evaluation-test"
+    evaluate.main(again)
+    first = kept(reviews, "test", LIKELIHOOD)
+    evaluate.main(again)
+    assert [path.name for path in folder.iterdir()] == [LIKELIHOOD]  # the same, replaced
+    capsys.readouterr()
+    for n, samples in enumerate(("3", "2"), 1):
+        evaluate.main([*again, "--samples", samples])
+        assert f"kept what was there as {folder / LIKELIHOOD}-{n}\n" in capsys.readouterr().out
+    assert len(kept(reviews, "test", LIKELIHOOD)[1]) == 2
+    assert kept(reviews, "test", f"{LIKELIHOOD}-1") == first
+    assert len(kept(reviews, "test", f"{LIKELIHOOD}-2")[1]) == 3
+
+
+def test_what_is_measured_is_named(reviews, capsys):
+    evaluate.main([*MODEL, "--data", str(reviews), "--by", LIKELIHOOD, "--out-dir", str(reviews)])
+    assert f"tiny-gpt2 on rotten_tomatoes, {reviews}: 6 samples" in capsys.readouterr().out
+
+
+def test_a_way_to_predict_labels_is_told_to_mean_nothing_for_texts(tmp_path, capsys):
+    evaluate.main([*MODEL, "--task", "alpaca", "--samples", "1", "--max-new-tokens", "1", "--by",
+                   LIKELIHOOD, "--out-dir", str(tmp_path)])  # fmt: skip
+    assert "warning: --by: alpaca has no labels; no effect" in capsys.readouterr().err
+
+
 def test_a_text_is_cut_where_asked_and_its_answer_is_as_long_as_asked(tmp_path):
     rows = [{"prompt": "Nora and Tom went out. " * 9, "completion": " They saw a hare."}] * 2
     for split in ("train", "validation", "test"):

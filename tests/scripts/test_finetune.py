@@ -225,6 +225,38 @@ def test_a_switch_of_a_config_file_may_be_spelt_in_the_negative(tmp_path):
     assert args.cache is False and args.prompt == ["a", "b"]
 
 
+@pytest.mark.parametrize(("flags", "steps", "warning"), [
+    (["--epochs", "3"], 12, ""), (["--epochs", "3", "--max-iters", "5"], 5, ""),
+    (["--max-iters", "9"], 4, "--max-iters 9: --epochs 1 ends the run at step 4; raise it"),
+    (["--warmup", "4"], 4, "--warmup 4: all 4 steps of the run are warm-up; lower it"),
+    (["--warmup", "3"], 4, ""), (["--override"], 4, "--override: no effect without --resume"),
+])  # fmt: skip
+def test_the_length_of_a_run_is_told_and_what_does_not_fit_into_it(flags, steps, warning, capsys):
+    finetune_llama.main([*QUICK, *flags, "--dry-run"])
+    out, err = capsys.readouterr()
+    assert "step: 4 samples in 4 forwards of 1, " in out
+    assert f"; 4 steps an epoch, {steps} in all\n" in out
+    told = [line.removeprefix("warning: ") for line in err.splitlines() if "warning" in line]
+    assert len(told) == bool(warning) and all(line.startswith(warning) for line in told)
+
+
+@pytest.mark.parametrize(("flags", "cut"), [
+    (["--pack", "300"], "16 samples in forwards of up to 300 tokens, "),
+    (["--batch-size", "4"], "16 samples in 4 forwards of 4, "),
+    (["--batch-size", "4", "--accumulation-steps", "1"], "4 samples in a forward of 4, "),
+])  # fmt: skip
+def test_a_step_is_told_by_what_is_in_it(flags, cut, capsys):
+    finetune_llama.main([*QUICK, "--batch-size", "4", *flags, "--dry-run"])
+    assert f"step: {cut}" in capsys.readouterr().out
+
+
+def test_a_run_that_patience_ended_says_so(tmp_path, capsys):
+    flags = [*QUICK, "--lr", "0", "--epochs", "5", "--patience", "2", "--no-save"]
+    finetune_llama.main([*flags, "--out-dir", str(tmp_path / "run")])
+    told = "ended by --patience: 2 evaluations without a new best; all would have been 20 steps\n"
+    assert told in capsys.readouterr().out
+
+
 def test_defaults_are_the_courses():
     args = finetune_llama.parse_args([])
     assert (args.lr, args.batch_size, args.accumulation_steps) == (1e-5, 1, 8)

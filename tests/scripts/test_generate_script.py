@@ -66,6 +66,30 @@ def test_beams_write_the_same_text_with_and_without_the_cache_and_take_stop_stri
     assert capsys.readouterr().out.endswith(f"Nora{cut}\n")
 
 
+@pytest.mark.parametrize(("flags", "told"), [
+    (["--top-p", "0.9", "--seed", "3"], "--top-p, --seed: no effect at --temperature 0"),
+    (["--top-k", "0"], "--top-k: no effect"), (["--min-p", "0.1"], "--min-p: no effect"),
+    (["--length-penalty", "2"], "--length-penalty: no effect without --beams"),
+    (["--input", "a hen"], "--input: no effect without a template"),
+    (["--samples", "2", "--beams", "2"], "--samples: these are all the same; leave it out"),
+    (["--samples", "2"], "--samples: these are all the same; add --temperature"),
+])  # fmt: skip
+def test_a_flag_that_does_nothing_is_named(flags, told, capsys):
+    generate.main([*ASK, "--max-new-tokens", "1", "--layers", "1", *flags])
+    err = capsys.readouterr().err
+    assert err.startswith(f"warning: {told}") and err.count("warning") == 1
+
+
+@pytest.mark.parametrize("flags", [
+    ["--top-p", "0.9", "--seed", "3", "--temperature", "1"], ["--repetition-penalty", "1.2"],
+    ["--length-penalty", "2", "--beams", "2"], ["--input", "a hen", "--template", "alpaca"],
+    ["--samples", "2", "--temperature", "1"],
+])  # fmt: skip
+def test_a_flag_that_does_something_is_not_named(flags, capsys):
+    generate.main([*ASK, "--max-new-tokens", "1", "--layers", "1", *flags])
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [["--temperature", "1"], ["--explain"],
                                    ["--repetition-penalty", "1.5"]])  # fmt: skip
 def test_beams_go_with_no_draw(flags):

@@ -42,6 +42,12 @@ def test_a_short_run_writes_a_model_and_its_figures(tmp_path, family, load):
     assert set(facts["held_out_loss_by_layers"]) == by_layers
 
 
+def test_a_vocabulary_that_cannot_be_leaves_no_run_behind(tmp_path):
+    with pytest.raises(UserError):
+        pretrain.main([*SMALL, "--vocab-size", "9", "--out-dir", str(tmp_path / "a")])
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_first_layers_share_every_tensor(kind):
     model = MODELS[kind]()

@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Callable, Iterator
 
+from tqdm import tqdm
+
 from minillm.data.tinyworld import about_text, about_words, about_world
 from minillm.data.tinyworld.asking import Task
 from minillm.data.tinyworld.dice import Dice
@@ -45,4 +47,5 @@ def instructions(n: int, seed: int = 0) -> list[dict]:
     of a larger one.
     """
     first = itertools.islice(tasks(Dice(f"instructions {seed}"), list(KINDS)), n)
-    return [{"instruction": t.instruction, "input": t.input, "output": t.output} for t in first]
+    shown = tqdm(first, desc="make instructions", total=n, leave=False, delay=1)
+    return [{"instruction": t.instruction, "input": t.input, "output": t.output} for t in shown]

@@ -1,5 +1,9 @@
 """Two answers to one instruction: a right and kind one, and a wrong, pointless or rude one."""
 
+import itertools
+
+from tqdm import tqdm
+
 from minillm.data.tinyworld.dice import Dice
 from minillm.data.tinyworld.instructions import tasks
 from minillm.data.tinyworld.phrases import write
@@ -24,9 +28,8 @@ def preferences(n: int, seed: int = 0) -> list[dict]:
     A rejected answer is false, contradicts the passage, belongs to another story, or is rude.
     """
     dice, rows = Dice(f"preferences {seed}"), []
-    for task in tasks(dice, _KINDS):
-        if len(rows) == n:
-            return rows
+    first = itertools.islice(tasks(dice, _KINDS), n)
+    for task in tqdm(first, desc="make preferences", total=n, leave=False, delay=1):
         chosen, rejected = task.output, task.wrong
         if dice.chance(0.3):
             chosen += " " + dice.pick(_KIND_ENDS)
