@@ -72,7 +72,7 @@ class Run:
                 shutil.rmtree(path) if is_folder else path.unlink()
         if resume:
             self._check_goes_on()
-            self._check_same(read_json(self.folder / "config.json"), config, override)
+            check_settings(self.folder, config, override)
         self.metrics.touch()
         if overwrite:
             self.metrics.write_text("")
@@ -98,31 +98,6 @@ class Run:
             raise UserError(f"{self.folder}: complete, and without a checkpoint to go on from; add "
                             "--overwrite to train again, or name another --out-dir")  # fmt: skip
         print(f"{self.folder}: stopped before its first checkpoint; it begins again", flush=True)
-
-    def _check_same(self, before: dict, now: dict, override: bool) -> None:
-        """What a resumed run may not change unless told so: all but its length, place, reports."""
-        free = {"max-iters", "epochs", "eval-every", "patience", "save", "keep-last", "save-every",
-                "no-save", "wandb-project"}  # fmt: skip
-        if not isinstance(before, dict):
-            raise UserError(f"{self.folder / 'config.json'}: no settings of a run; use --overwrite")
-        has_schedule = now.get("schedule", "constant") != "constant"
-        # a flag that did not exist when the run began had no part in it
-        for name in (name for name in now if before.get(name, now[name]) != now[name]):
-            with_ = f"without --{name}" if before[name] is None else f"with --{name} {before[name]}"
-            what = f"{self.folder}: began {with_}, not {now[name]}"
-            if name in ("max-iters", "epochs") and has_schedule:
-                print(f"warning: {what}: from here the {now['schedule']} schedule is another one",
-                      file=sys.stderr)  # fmt: skip
-            if name in free:
-                continue
-            remedy = f"resume with the same settings (--config {self.folder / 'config.json'})"
-            if name in ("checkpoint", "data", "tokenizer"):
-                remedy += ", add --override if it only lies elsewhere now"
-            elif name not in OF_MODEL_OR_DATA:
-                remedy += ", add --override to go on with these"
-            if not override:
-                raise UserError(f"{what}; {remedy}, or start another run")
-            print(f"warning: {what}", file=sys.stderr)
 
     def log(self, row: dict) -> None:
         """Appends one line to metrics.jsonl."""
@@ -232,6 +207,34 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{folder}: no run to resume; check --out-dir or drop --resume")
     elif not known and folder.is_dir() and any(not _is_own(path) for path in folder.iterdir()):
         raise UserError(f"{folder}: a folder of something else; name another --out-dir")
+
+
+def check_settings(folder: Path, now: dict, override: bool) -> None:
+    """Errors: UserError for another setting than the run in the folder began with, unless told so:
+    all but its length, place, reports. A schedule of another length gets a warning."""
+    before = read_json(folder / "config.json")
+    free = {"max-iters", "epochs", "eval-every", "patience", "save", "keep-last", "save-every",
+            "no-save", "wandb-project"}  # fmt: skip
+    if not isinstance(before, dict):
+        raise UserError(f"{folder / 'config.json'}: no settings of a run; use --overwrite")
+    has_schedule = now.get("schedule", "constant") != "constant"
+    # a flag that did not exist when the run began had no part in it
+    for name in (name for name in now if before.get(name, now[name]) != now[name]):
+        with_ = f"without --{name}" if before[name] is None else f"with --{name} {before[name]}"
+        what = f"{folder}: began {with_}, not {now[name]}"
+        if name in ("max-iters", "epochs") and has_schedule:
+            print(f"warning: {what}: from here the {now['schedule']} schedule is another one",
+                  file=sys.stderr)  # fmt: skip
+        if name in free:
+            continue
+        remedy = f"resume with the same settings (--config {folder / 'config.json'})"
+        if name in ("checkpoint", "data", "tokenizer"):
+            remedy += ", add --override if it only lies elsewhere now"
+        elif name not in OF_MODEL_OR_DATA:
+            remedy += ", add --override to go on with these"
+        if not override:
+            raise UserError(f"{what}; {remedy}, or start another run")
+        print(f"warning: {what}", file=sys.stderr)
 
 
 def _agree(before: str | dict, now: str | dict) -> bool:

@@ -5,7 +5,10 @@ import itertools
 import statistics
 from pathlib import Path
 
+import torch
+
 from minillm.plots import plot_memory
+from minillm.precision import has_native_bf16
 from tools.cells import write_report
 
 FEATURES = {"accumulation": "Grad. accumulation (against one big batch)",
@@ -35,6 +38,7 @@ def summarize(folder: Path, results: dict, settings: dict, device: str) -> None:
     plot_memory(bars, seconds, folder / "memory.png")
     unit = "allocated on the GPU" if device == "cuda" else (
         "of the process beyond Python and its libraries, as the system counts it")  # fmt: skip
+    rounding = "" if predict else rounded(device)
     note = (
         "Every cell saw the same samples in the same order and the same tokens in a step. Peak: "
         f"{unit}; tensors: what the model's own tensors add up to at their peak, by category, in "
@@ -42,12 +46,20 @@ def summarize(folder: Path, results: dict, settings: dict, device: str) -> None:
         f"not all there at once). Time: the training of {settings['trained on']} samples, the "
         "first step counted as the mean of the others, "
         "evaluation left out. LoRA is without dropout, so that its cells' losses compare: with "
-        "0.05 A's input is kept once more, and a mask. x: does not fit; p: predicted, not "
-        "measured.\n\n"
+        "0.05 A's input is kept once more, and a mask. 1 x 8: one row in a forward, eight forwards "
+        f"in a step. x: does not fit; p: predicted, not measured.{rounding}\n\n"
         f"## Table 2\n\n{table_2(results)}\n\n## Table 1\n\n{table_1(results, shown)}\n\n"
         f"{explanations(results, shown)}\n\n## Every cell"
     )
     print(write_report(folder, "Memory and run time", note, rows, settings, ["memory.png"]))
+
+
+def rounded(device: str) -> str:
+    """What to know of mixed precision on a CPU that has no products in 16 bits."""
+    if device != "cpu" or has_native_bf16(torch.device(device)):
+        return ""
+    return (" This CPU has no products in 16 bits: mixed precision is computed in fp32 and rounded "
+            "here, so it can save no time.")  # fmt: skip
 
 
 def title(cell, mixed: str, rows: int) -> str:

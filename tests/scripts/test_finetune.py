@@ -250,6 +250,15 @@ def test_a_step_is_told_by_what_is_in_it(flags, cut, capsys):
     assert f"step: {cut}" in capsys.readouterr().out
 
 
+def test_a_dry_run_tells_whether_the_run_could_be_resumed(run, tmp_path):
+    again = [*QUICK, "--lr", "0.01", "--epochs", "3", "--out-dir", str(run[0]), "--resume"]
+    finetune_llama.main([*again, "--dry-run"])
+    with pytest.raises(UserError, match="began with --lr 0.01, not 0.02"):
+        finetune_llama.main([*again, "--lr", "0.02", "--dry-run"])
+    with pytest.raises(UserError, match="no run to resume"):
+        finetune_llama.main([*again, "--out-dir", str(tmp_path), "--dry-run"])
+
+
 def test_a_run_that_patience_ended_says_so(tmp_path, capsys):
     flags = [*QUICK, "--lr", "0", "--epochs", "5", "--patience", "2", "--no-save"]
     finetune_llama.main([*flags, "--out-dir", str(tmp_path / "run")])

@@ -7,7 +7,7 @@ from llama import FAMILY
 from minillm.adapt.methods import MethodOptions, adapt
 from minillm.data.batches import Batches
 from minillm.footprint import predict_footprint
-from minillm.precision import Precision
+from minillm.precision import Precision, has_native_bf16
 from tests.conftest import shared
 from tools import memory_table
 from tools.memory_report import (
@@ -17,6 +17,7 @@ from tools.memory_report import (
     explanations,
     find,
     line,
+    rounded,
     table_1,
     table_2,
     title,
@@ -225,6 +226,11 @@ def test_a_cells_title_says_what_it_is():
     assert title(Cell(False, True, True, False, True), "fp16", 4) == (
         "4 x 1, fp16, base in fp16, LoRA"
     )
+
+
+def test_a_cpu_without_products_in_16_bits_says_what_mixed_precision_is_there():
+    assert bool(rounded("cpu")) == (not has_native_bf16(torch.device("cpu")))
+    assert rounded("cuda") == ""
 
 
 def base(**changes) -> Base:
