@@ -2,7 +2,7 @@
 
 PyTorch gives fp32 products on a CPU to MKL and those in 16 bits to oneDNN. Measured on GPT-2 124M's
 layers, 2 cores: on AMD (Zen 4) oneDNN is ahead in fp32 too, 1.2 to 2.5 times on 256 rows, twice on
-a single row, which is what decoding is. On Intel (AMX) MKL is at home: there only the forward of
+a single row, which is what decoding is; with AVX2 alone a row is MKL's, in parts. On Intel (AMX) MKL is at home: there only the forward of
 several rows is oneDNN's (an fp32 LoRA step is 4 % ahead of MKL alone, 17 % of oneDNN alone), and a
 single row is PyTorch's matrix-vector product (a token takes 27.5 -> 22.2 ms in fp32, 20.6 -> 16.1
 in bf16). `torch.backends.mkldnn.flags(enabled=False)` brings PyTorch's own choice back.
@@ -45,8 +45,12 @@ _EMULATED = {
 _MANY_ROWS = 32
 # with AVX512 fewer rows than four take longer with packed weights than four: one of GPT-2's in fp32
 # 16.4 ms for 13.4, two 21.6 for 16.8, in bf16 9.4 for 8.9 and 10.6 for 8.2 (Zen 4). With AVX2 alone
-# they do not, and for one row the weights as they are come out ahead (Zen 3: 54 ms a token for 60)
+# they do not, and one row is ahead with the weights as they are
 _FAST_ROWS = 4
+# on AMD MKL leaves one row's product to one thread, which alone reads at half the memory's rate; of
+# a batch of products each thread takes its own (Zen 3, two cores: a token of GPT-2 in fp32 takes
+# 57.5 -> 48 ms, a tiny model's product 44 -> 16 us; with AVX512 not measured)
+_PARTS = 8
 _HAS_AVX512 = torch.cpu._is_avx512_supported()
 
 
@@ -63,8 +67,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         row = x.flatten()  # (in,)
         out = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)  # (out,)
         return out.view(*x.shape[:-1], -1)  # (..., out)
+    if _is_single_row(x, weight) and _reads_by_parts(weight):
+        return _row_by_parts(x, weight, bias)
     if _PRODUCT and x.dtype == torch.float32 and x.dim() > 1:
-        return _Product.apply(x, weight, bias)
+        return (_Product.apply if torch.is_grad_enabled() else _product)(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -124,6 +130,23 @@ def _reads_fast(weight: Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return weight.numel() >= 2**16 and torch.cpu._is_avx512_bf16_supported()
     return weight.dtype == torch.float32
+
+
+def _reads_by_parts(weight: Tensor) -> bool:
+    """Whether a single row's product is taken in parts: fp32, MKL, AVX2 alone, not Intel's."""
+    has_mkl = torch.backends.mkl.is_available() and not prefers_mkl() and not _HAS_AVX512
+    return has_mkl and weight.dtype == torch.float32 and len(weight) % _PARTS == 0
+
+
+def _row_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b of one vector, a batch of products with an eighth of W's rows each."""
+    row = x.reshape(1, 1, -1).expand(_PARTS, 1, -1)  # (8, 1, in)
+    parts = weight.unflatten(0, (_PARTS, len(weight) // _PARTS)).mT  # (8, in, out / 8)
+    if bias is None:
+        out = torch.bmm(row, parts)  # (8, 1, out / 8)
+    else:
+        out = torch.baddbmm(bias.view(_PARTS, 1, -1), row, parts)
+    return out.view(*x.shape[:-1], len(weight))  # (..., out)
 
 
 def _is_single_row(x: Tensor, weight: Tensor) -> bool:

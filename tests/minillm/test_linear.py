@@ -20,16 +20,20 @@ INPUTS = {
 }
 
 
-@pytest.fixture(params=[True, False], ids=["MKL preferred", "oneDNN preferred"])
+@pytest.fixture(params=[(True, True), (False, True), (False, False)],
+                ids=["MKL preferred", "oneDNN preferred", "AVX2 alone"])  # fmt: skip
 def vendor(request, monkeypatch):
-    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: request.param)
+    prefers_mkl, has_avx512 = request.param
+    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: prefers_mkl)
+    monkeypatch.setattr("minillm.linear._HAS_AVX512", has_avx512)
 
 
 @pytest.mark.usefixtures("vendor")
-@pytest.mark.parametrize("bias", [None, torch.randn(33)], ids=["plain", "bias"])
+@pytest.mark.parametrize("n_out", [33, 32, 0])
+@pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS)
-def test_values_and_gradients_equal_pytorchs(make, bias):
-    tensors = [make(), torch.randn(33, 20), *([] if bias is None else [bias])]
+def test_values_and_gradients_equal_pytorchs(make, has_bias, n_out):
+    tensors = [make(), torch.randn(n_out, 20), *([torch.randn(n_out)] if has_bias else [])]
     ours, theirs = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
     out, expected = linear(*ours), F.linear(*theirs)
     slope = torch.randn_like(out)
@@ -44,6 +48,21 @@ def test_switching_onednn_off_gives_pytorchs_bits():
     x, weight = torch.randn(7, 64), torch.randn(32, 64)
     with torch.backends.mkldnn.flags(enabled=False):
         assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.usefixtures("vendor")
+@pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS)
+def test_values_are_the_same_without_gradients(make, has_bias):
+    x, layer = make(), Linear(20, 32, bias=has_bias)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.usefixtures("vendor")
+def test_a_single_row_meets_a_weight_that_is_a_view():
+    x, weight = torch.randn(1, 20), torch.randn(20, 32).t()
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
