@@ -2,10 +2,11 @@
 
 PyTorch gives fp32 products on a CPU to MKL and those in 16 bits to oneDNN. Measured on GPT-2 124M's
 layers, 2 cores: on AMD (Zen 4) oneDNN is ahead in fp32 too, 1.2 to 2.5 times on 256 rows, twice on
-a single row, which is what decoding is; with AVX2 alone a row is MKL's, in parts. On Intel (AMX) MKL is at home: there only the forward of
-several rows is oneDNN's (an fp32 LoRA step is 4 % ahead of MKL alone, 17 % of oneDNN alone), and a
-single row is PyTorch's matrix-vector product (a token takes 27.5 -> 22.2 ms in fp32, 20.6 -> 16.1
-in bf16). `torch.backends.mkldnn.flags(enabled=False)` brings PyTorch's own choice back.
+a single row, which is what decoding is; with AVX2 alone (Zen 3) a row is MKL's, in parts. On Intel
+(AMX) MKL is at home: there only the forward of several rows is oneDNN's (an fp32 LoRA step is 4 %
+ahead of MKL alone, 17 % of oneDNN alone), and a single row is PyTorch's matrix-vector product (a
+token takes 27.5 -> 22.2 ms in fp32, 20.6 -> 16.1 in bf16).
+`torch.backends.mkldnn.flags(enabled=False)` brings PyTorch's own choice back.
 
 Without AVX512 neither library has products in 16 bits, and PyTorch's own loops take 8 times as long
 as fp32 forwards, 20 times backwards, but for a few rows: there they are computed in fp32 and then
