@@ -79,7 +79,7 @@ def plot_accuracies(results: dict[str, dict], path: Path) -> None:
             axes.barh(places, middle, 0.34, xerr=errors, label=f"{name} checkpoint")
         axes.set_yticks(range(len(results)), [*results])
         axes.invert_yaxis()
-        axes.axvline(0.5, ls="--", lw=0.8, color="grey")
+        axes.axvline(0.5, ls="--", lw=0.8, color="grey", label="one label for all")
         axes.set_xlabel("test accuracy by generation, 95 % interval")
         axes.legend(loc="lower left", fontsize=8)
 
@@ -177,6 +177,7 @@ def plot_iso_loss(loss: Callable, optimum: Callable, budget: float, path: Path) 
         axes.plot(*path_of_best.T, color="black", lw=1, label="best for its compute")
         axes.plot(best_params, best_tokens, "o", color="black")
         axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="fresh tokens")
+        axes.set_title("contours: loss, nats per token", fontsize=9)
         axes.set(xlim=(params[0], params[-1]), ylim=(tokens[0], tokens[-1]))
         axes.legend(fontsize=8)
 
@@ -230,5 +231,7 @@ def plot_attention(
         for axes, (name, head) in zip(grid, places, strict=True):
             axes.imshow(maps[name][head].float().cpu().numpy(), vmin=0, vmax=1, cmap="Blues")
             axes.set_title(f"{name}, head {head}", fontsize=8)
+            axes.set_xlabel("token that is seen", fontsize=6)
+            axes.set_ylabel("token that looks", fontsize=6)
             axes.set_xticks(shown, [seen[i] for i in shown], rotation=90, **how)
             axes.set_yticks([i - first for i in rows], [seen[i] for i in rows], **how)

@@ -8,8 +8,9 @@
 
 For each method the rate is searched first: a short run with each rate of a grid (--grid), the one
 with the lowest held-out loss is taken; or it is given (--lrs lora=3e-3,full=1e-4). Then a run per
-seed, whose best checkpoint writes freely for the test split. Every run is a process of its own; a
-cell that is done is not done again. Writes report.md, table.csv, loss.png, rouge.png and cost.png.
+seed, whose best checkpoint writes freely for the test split. Every run is a process of its own,
+its output goes to a .log beside its folder; a cell that is done is not done again. Writes
+report.md, table.csv, loss.png, rouge.png and cost.png.
 """
 
 import argparse

@@ -11,8 +11,9 @@ predicted first; a cell that would not fit is not run but marked x, with what it
 --predict, one that would not fit --memory). On a GPU it fits with a tenth and 1,024 MiB to spare,
 for the CUDA context and what the allocator leaves over. To the course's axes comes ours: frozen
 weights stored in 16 bits (--frozen-dtype), beside autocast over an fp32 base. The first step is
-timed as the mean of the others. A cell that is done is not done again. Writes report.md (both
-tables, with what surprises in them explained), table.csv and memory.png.
+timed as the mean of the others. A cell that is done is not done again; what it prints goes to a
+.log beside its folder. Writes report.md (both tables, with what surprises in them explained),
+table.csv and memory.png.
 """
 
 import itertools

@@ -3,10 +3,10 @@
     python tools/sweep.py --out-dir runs/sweep                          bundled model, on a laptop
     python tools/sweep.py --out-dir runs/medium --init-from gpt2-medium --data rotten_tomatoes/
 
-Every cell is a run of train/finetune_gpt2.py in a process of its own, then measured on the test
-split by generation, with the checkpoint that was best on validation and with the last one. A cell
-that is done is not done again: run the same command after an interruption. Writes report.md,
-table.csv, accuracy.png and loss.png.
+Every cell is a run of train/finetune_gpt2.py in a process of its own, whose output goes to a .log
+beside it, then measured on the test split by generation, with the checkpoint that was best on
+validation and with the last one. A cell that is done is not done again: run the same command after
+an interruption. Writes report.md, table.csv, accuracy.png and loss.png.
 
 With alpha at four times the rank, an optimizer step moves the weights the further the larger the
 rank is, so one learning rate does not suit all: `--lrs` gives each rank its own, `--full-flags`
