@@ -1,13 +1,14 @@
 """What a training is told and where it stands: settings, counters, the state of a checkpoint."""
 
 import math
+import random
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from minillm.errors import NumericError, UserError
-from minillm.runs import Run, set_rng_state
+from minillm.runs import Run
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,11 @@ def save(run: Run, progress: Progress, model: nn.Module, optimizer, scaler) -> N
     if bad := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
         raise NumericError(f"{bad[0]} holds no numbers after step {progress.step}; lower --lr; the "
                            f"last good checkpoint: {run.newest() or 'none yet'}")  # fmt: skip
-    tensors = {
+    state = {
         "model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+        "rng": rng_state(),
     }  # fmt: skip
-    run.save(vars(progress) | tensors, progress.step)
+    run.save(vars(progress) | state, progress.step)
 
 
 def restore(run: Run | None, model: nn.Module, optimizer, scaler) -> Progress:
@@ -132,3 +134,18 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict().keys()
     found = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     return found | {name: b for name, b in model.named_buffers() if name in state}
+
+
+def rng_state() -> dict:
+    """Every random stream that training may draw from, as plain types and tensors."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: dict) -> None:
+    """Puts every random stream back where rng_state found it."""
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and state["cuda"]:
+        n = torch.cuda.device_count()  # perhaps fewer than where the run began
+        torch.cuda.set_rng_state_all(state["cuda"][:n])

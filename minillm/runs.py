@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import json
 import pickle
-import random
 import shutil
 import sys
 import zipfile
@@ -111,9 +110,9 @@ class Run:
         return read_metrics(self.metrics)
 
     def save(self, state: dict, step: int) -> Path:
-        """Writes step_N.pt (plain types and tensors, RNG included) and keeps the newest two."""
+        """Writes step_N.pt (plain types and tensors) and keeps the newest two."""
         path = self.folder / f"step_{step:06d}.pt"
-        about = {"rng": rng_state(), "identity": self.identity, "versions": self.made_with}
+        about = {"identity": self.identity, "versions": self.made_with}
         with atomic_file(path, _n_bytes(state)) as temporary:
             torch.save(state | about, temporary)
         for old in self._checkpoints()[2:]:
@@ -312,18 +311,3 @@ def _is_own(path: Path) -> bool:
 def _n_bytes(state: dict) -> int:
     """What the tensors in it take, and some for the rest."""
     return 2**16 + sum(x.nbytes for x in tree_leaves(state) if torch.is_tensor(x))
-
-
-def rng_state() -> dict:
-    """Every random stream that training may draw from, as plain types and tensors."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_rng_state(state: dict) -> None:
-    """Puts every random stream back where rng_state found it."""
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"]:
-        n = torch.cuda.device_count()  # perhaps fewer than where the run began
-        torch.cuda.set_rng_state_all(state["cuda"][:n])

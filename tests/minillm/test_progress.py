@@ -1,13 +1,14 @@
 """What a checkpoint puts back, and what is not made one."""
 
 import math
+import random
 
 import pytest
 import torch
 
 from minillm.errors import NumericError
 from minillm.optimizer import make_optimizer
-from minillm.progress import Progress, restore, save
+from minillm.progress import Progress, restore, rng_state, save, set_rng_state
 from minillm.runs import Run
 from minillm.training import TrainSettings
 from tests.conftest import lora_model
@@ -33,3 +34,10 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     with pytest.raises(NumericError, match="holds no numbers"):
         save(run, Progress(step=1), model, optimizer, scaler)
     assert run.newest() is None
+
+
+def test_every_random_stream_is_put_back():
+    state = rng_state()
+    drawn = random.random(), torch.rand(3)
+    set_rng_state(state)
+    assert random.random() == drawn[0] and torch.equal(torch.rand(3), drawn[1])

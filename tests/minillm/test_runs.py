@@ -1,7 +1,5 @@
 """A run's folder: who may take it, what survives in it, and what a resumed run may change."""
 
-import random
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from minillm.data.batches import Batches
 from minillm.errors import UserError
 from minillm.losses import token_loss
 from minillm.precision import choose_precision
-from minillm.runs import Run, fresh_folder, rng_state, set_rng_state
+from minillm.runs import Run, fresh_folder
 from minillm.training import TrainSettings, train
 from tests.conftest import FP32, lora_model, ragged_rows, small_config
 
@@ -167,13 +165,6 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
     assert run.load_newest()["step"] == 3 and torch.equal(run.load_best(3)["w"], torch.ones(2))
     with pytest.raises(UserError, match="another model"):
         Run(tmp_path / "run", {}, True, identity={"model": {"bfloat16": "x"}}).load_newest()
-
-
-def test_every_random_stream_is_put_back():
-    state = rng_state()
-    drawn = random.random(), torch.rand(3)
-    set_rng_state(state)
-    assert random.random() == drawn[0] and torch.equal(torch.rand(3), drawn[1])
 
 
 def test_a_damaged_checkpoint_is_no_longer_the_newest_after_a_fallback(tmp_path):
