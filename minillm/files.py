@@ -56,12 +56,21 @@ def check_readable(path: Path) -> None:
         raise UserError(f"{path}: an HTML page, not the file itself; download it again")
 
 
-def set_aside(path: Path) -> None:
-    """Renames a file or folder to the first of NAME-1, NAME-2, ... that is free, and says so."""
-    names = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(1))
-    free = next(name for name in names if not name.exists())
-    path.rename(free)
-    print(f"kept what was there as {free}")
+def set_aside(*paths: Path) -> None:
+    """Renames files or a folder to NAME-1, or NAME-2, ...: the first number that is free for all of
+    them; and says so. Those that do not exist are left out."""
+
+    def numbered(path: Path, n: int) -> Path:
+        stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
+        return path.with_name(f"{stem}-{n}{suffix}")
+
+    there = [path for path in paths if os.path.lexists(path)]
+    taken = (any(os.path.lexists(numbered(path, n)) for path in paths) for n in itertools.count(1))
+    n = 1 + next(n for n, is_taken in enumerate(taken) if not is_taken)
+    for path in there:
+        kept = numbered(path, n)
+        path.rename(kept)
+        print(f"kept what was there as {kept}")
 
 
 @contextlib.contextmanager

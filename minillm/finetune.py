@@ -27,7 +27,7 @@ from minillm.precision import DTYPES, choose_device, choose_precision
 from minillm.preflight import preflight
 from minillm.progress import Progress, load_trainable
 from minillm.report import announce, conclude, show_answers
-from minillm.runs import Run, check_folder, check_settings, fresh_folder
+from minillm.runs import Run, check_settings, fresh_folder
 from minillm.training import LossFn
 
 
@@ -132,7 +132,6 @@ def begin(
     preflight(job, loss_fn, None if options.no_save else Path(options.out_dir or "runs"))
     if options.dry_run:
         if options.resume:
-            check_folder(Path(options.out_dir), options.resume, options.overwrite)
             check_settings(Path(options.out_dir), settings, options.override)
         return None
     folder = Path(options.out_dir) if options.out_dir else fresh_folder("runs", name)

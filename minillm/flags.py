@@ -127,7 +127,7 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
         began = read_json(kept)
         args = parser.parse_args(["--config", str(kept), *argv, "--resume"])
         args.checkpoint = began.get("checkpoint")
-    if args.out_dir and not args.dry_run:  # before anything is loaded
+    if args.out_dir and (args.resume or not args.dry_run):  # before anything is loaded
         check_folder(Path(args.out_dir), args.resume, args.overwrite)
     if args.resume and args.out_dir is None:
         raise UserError("--resume: no run is named; add --out-dir FOLDER")

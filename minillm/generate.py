@@ -153,7 +153,8 @@ def check_prompts(
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens {max_new_tokens}: must not be negative; change it")
     for number, tokens in enumerate(prompts, 1):
-        if isinstance(tokens, int | str):
+        is_number = not hasattr(tokens, "__len__") or getattr(tokens, "ndim", 1) == 0
+        if is_number or isinstance(tokens, str):
             raise UserError(f"prompt {number}: {tokens!r}; give a list of prompts, each a list of "
                             "ids, as tokenizer.encode returns one")  # fmt: skip
         if len(tokens) == 0:

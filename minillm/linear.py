@@ -146,7 +146,8 @@ def _row_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         out = torch.bmm(row, parts)  # (8, 1, out / 8)
     else:
-        out = torch.baddbmm(bias.view(_PARTS, 1, -1), row, parts)
+        each = bias.unflatten(0, (_PARTS, len(weight) // _PARTS))  # (8, out / 8)
+        out = torch.baddbmm(each.unsqueeze(1), row, parts)
     return out.view(*x.shape[:-1], len(weight))  # (..., out)
 
 

@@ -2,7 +2,8 @@
 
 import math
 import random
-from dataclasses import dataclass, fields
+import sys
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,21 @@ class Progress:
 def out_of_patience(progress: Progress, settings: TrainSettings) -> bool:
     """Whether `patience` evaluations brought no new best."""
     return settings.patience is not None and progress.evaluations_since_best >= settings.patience
+
+
+def check_schedule(
+    run: Run | None, progress: Progress, settings: TrainSettings, steps_per_epoch: int
+) -> None:
+    """Warns where a schedule goes on as that of a longer or shorter run than it began with."""
+    if run is None or progress.step == 0 or settings.schedule == "constant":
+        return
+    now = settings.n_steps(steps_per_epoch)
+    lengths = {name: run.began.get(name.replace("_", "-"), getattr(settings, name))
+               for name in ("epochs", "max_iters")}  # fmt: skip
+    before = replace(settings, **lengths).n_steps(steps_per_epoch)
+    if before != now:
+        print(f"warning: the {settings.schedule} schedule began for {before} steps and goes on as "
+              f"that of {now}", file=sys.stderr)  # fmt: skip
 
 
 def save(run: Run, progress: Progress, model: nn.Module, optimizer, scaler) -> None:

@@ -13,7 +13,7 @@ from minillm.job import Job
 from minillm.memory import MIB, reserved_mib
 from minillm.metrics import classification_report, describe
 from minillm.predict import predict_labels
-from minillm.progress import Progress
+from minillm.progress import Progress, TrainSettings
 from minillm.runs import Run
 
 SHOWN_TOKENS = 60  # of an answer
@@ -32,18 +32,25 @@ def announce(job: Job) -> None:
           f"{precision.name} products on {precision.device}")  # fmt: skip
     print(f"  method: {job.about}")
     print(f"   train: {data.train.summary()}\nheld out: {data.held_out.summary()}")
-    n, rows = settings.accumulation_steps, batches.batch_size
-    cut = f"{n} forwards of {rows}" if n > 1 else f"a forward of {rows}"
+    n = min(settings.accumulation_steps, len(batches))
+    size = min(batches.batch_size, len(batches.rows))
+    cut = f"{n} forwards of {size}" if n > 1 else f"a forward of {size}"
     cut = f"forwards of up to {batches.packed} tokens" if batches.packed else cut
-    print(f"    step: {n * rows} {data.train.unit} in {cut}, on average {supervised / steps:.0f} "
+    n_rows = min(settings.accumulation_steps * batches.batch_size, len(batches.rows))
+    print(f"    step: {n_rows} {data.train.unit} in {cut}, on average {supervised / steps:.0f} "
           f"supervised tokens; {steps} steps an epoch, {job.n_steps} in all")  # fmt: skip
     print(f"  prompt: {data.shown.prompt!r}\nexpected: {data.shown.response!r}", flush=True)
-    if (settings.max_iters or 0) > job.n_steps:
+    warn_of_length(settings, job.n_steps)
+
+
+def warn_of_length(settings: TrainSettings, n_steps: int) -> None:
+    """Tells what of the settings does not fit into a run of so many steps."""
+    if (settings.max_iters or 0) > n_steps:
         print(f"warning: --max-iters {settings.max_iters}: --epochs {settings.epochs} ends the run "
-              f"at step {job.n_steps}; raise it to go on", file=sys.stderr)  # fmt: skip
-    if settings.warmup >= job.n_steps:
-        print(f"warning: --warmup {settings.warmup}: all {job.n_steps} steps of the run are "
-              "warm-up; lower it", file=sys.stderr)  # fmt: skip
+              f"at step {n_steps}; raise it to go on", file=sys.stderr)  # fmt: skip
+    if settings.warmup >= max(2, n_steps):
+        print(f"warning: --warmup {settings.warmup}: all {n_steps} steps of the run are warm-up; "
+              "lower it", file=sys.stderr)  # fmt: skip
 
 
 def show_answers(job: Job, title: str) -> None:

@@ -69,9 +69,10 @@ class Run:
                     continue
                 is_folder = path.is_dir() and not path.is_symlink()
                 shutil.rmtree(path) if is_folder else path.unlink()
+        self.began = config
         if resume:
             self._check_goes_on()
-            check_settings(self.folder, config, override)
+            self.began = check_settings(self.folder, config, override)
         self.metrics.touch()
         if overwrite:
             self.metrics.write_text("")
@@ -108,6 +109,18 @@ class Run:
     def rows(self) -> list[dict]:
         """All complete lines of metrics.jsonl."""
         return read_metrics(self.metrics)
+
+    def last_row(self, step: int) -> dict:
+        """The line of the newest step; its number alone, where the line was lost."""
+        return next((row for row in self.rows()[-1:] if row["step"] == step), {"step": step})
+
+    def replace_last(self, row: dict) -> None:
+        """Writes the line of the newest step anew."""
+        self._write_rows([old for old in self.rows() if old["step"] < row["step"]] + [row])
+
+    def _write_rows(self, rows: list[dict]) -> None:
+        with atomic_file(self.metrics) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def save(self, state: dict, step: int) -> Path:
         """Writes step_N.pt (plain types and tensors) and keeps the newest two."""
@@ -162,9 +175,7 @@ class Run:
                 damaged.append(path)
                 continue
             self._check_identity(path, state)
-            kept = [row for row in self.rows() if row["step"] <= step]
-            with atomic_file(self.metrics) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            self._write_rows([row for row in self.rows() if row["step"] <= step])
             for bad in damaged:  # no longer the newest
                 bad.rename(bad.with_name(f"{bad.name}.damaged"))
             return state
@@ -208,24 +219,20 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{folder}: a folder of something else; name another --out-dir")
 
 
-def check_settings(folder: Path, now: dict, override: bool) -> None:
-    """Errors: UserError for another setting than the run in the folder began with, unless told so:
-    all but its length, place, reports. A schedule of another length gets a warning."""
+def check_settings(folder: Path, now: dict, override: bool) -> dict:
+    """The settings that the run in the folder began with. Errors: UserError for another one now,
+    unless told so: all but its length, place, reports."""
     before = read_json(folder / "config.json")
     free = {"max-iters", "epochs", "eval-every", "patience", "save", "keep-last", "save-every",
             "no-save", "wandb-project"}  # fmt: skip
     if not isinstance(before, dict):
         raise UserError(f"{folder / 'config.json'}: no settings of a run; use --overwrite")
-    has_schedule = now.get("schedule", "constant") != "constant"
     # a flag that did not exist when the run began had no part in it
-    for name in (name for name in now if before.get(name, now[name]) != now[name]):
+    for name in now:
+        if name in free or before.get(name, now[name]) == now[name]:
+            continue
         with_ = f"without --{name}" if before[name] is None else f"with --{name} {before[name]}"
         what = f"{folder}: began {with_}, not {now[name]}"
-        if name in ("max-iters", "epochs") and has_schedule:
-            print(f"warning: {what}: from here the {now['schedule']} schedule is another one",
-                  file=sys.stderr)  # fmt: skip
-        if name in free:
-            continue
         remedy = f"resume with the same settings (--config {folder / 'config.json'})"
         if name in ("checkpoint", "data", "tokenizer"):
             remedy += ", add --override if it only lies elsewhere now"
@@ -234,6 +241,7 @@ def check_settings(folder: Path, now: dict, override: bool) -> None:
         if not override:
             raise UserError(f"{what}; {remedy}, or start another run")
         print(f"warning: {what}", file=sys.stderr)
+    return before
 
 
 def _agree(before: str | dict, now: str | dict) -> bool:

@@ -25,6 +25,7 @@ from minillm.precision import Precision
 from minillm.progress import (
     Progress,
     TrainSettings,
+    check_schedule,
     out_of_patience,
     restore,
     save,
@@ -66,10 +67,10 @@ def train(
     ended = progress.step >= last_step or out_of_patience(progress, settings)
     if ended:
         print(f"already complete: {progress.step} of {last_step} steps", flush=True)
-        if held_out is not None and not progress.best_step:  # stopped before the first evaluation
-            row = run.rows()[-1]
-            row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
-            note_held_out(row, progress, model, run)
+        if evaluate_late(model, loss_fn, held_out, precision, progress, run):
+            save(run, progress, model, optimizer, scaler)
+    else:
+        check_schedule(run, progress, settings, steps_per_epoch)
     bar = tqdm(total=last_step, initial=progress.step, desc="train", unit="step", leave=False)
     saved = time.monotonic()
     with deferred_signals() as asked, bar:
@@ -198,10 +199,26 @@ def evaluate(
     return total / count
 
 
+def evaluate_late(
+    model: nn.Module, loss_fn: LossFn, held_out: Iterable | None, precision: Precision,
+    progress: Progress, run: Run | None,
+) -> bool:  # fmt: skip
+    """Evaluates the last step of a run that was stopped there and is to end there; whether that was
+    so."""
+    row = run.last_row(progress.step) if run is not None else {}
+    if run is None or held_out is None or "held_out_loss" in row:
+        return False
+    row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
+    note_held_out(row, progress, model, run)
+    run.replace_last(row)
+    return True
+
+
 def note_held_out(row: dict, progress: Progress, model: nn.Module, run: Run | None) -> None:
     """Prints an evaluated step and keeps its weights if they are the best so far."""
     held_out = row["held_out_loss"]
-    tqdm.write(f"step {row['step']:5d}  loss {row['loss']:.4f}  held-out {held_out:.4f}")
+    loss = row.get("loss", math.nan)  # of a step whose line was lost
+    tqdm.write(f"step {row['step']:5d}  loss {loss:.4f}  held-out {held_out:.4f}")
     is_best = held_out < progress.best
     progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
     if is_best:

@@ -3,8 +3,8 @@
     python tools/compare_methods.py --out-dir runs/methods                  on a laptop
     python tools/compare_methods.py --out-dir runs/tale --checkpoint tiny-llama --task shakespeare
     python tools/compare_methods.py --out-dir runs/cnn --checkpoint gpt2 --data cnn_dailymail/ \\
-        --train-flags "--samples 21000 --held-out 6000 --epochs 10 --eval-every 160 --patience 2" \\
-        --search-steps 160 --test-samples 3000
+        --train-flags "--samples 21000 --held-out 6000 --epochs 10 --eval-every 160 --patience 2 \\
+        --max-length 1024" --search-steps 160 --test-samples 3000
 
 For each method the rate is searched first: a short run with each rate of a grid (--grid), the one
 with the lowest held-out loss is taken; or it is given (--lrs lora=3e-3,full=1e-4). Then a run per
@@ -17,12 +17,14 @@ import argparse
 import time
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from minillm.adapt.methods import METHODS
 from minillm.cli import Parser, amount, check_known, positive, settings_of, several, whole
 from minillm.data.tasks import TASKS
 from minillm.errors import NumericError, UserError, friendly_errors
+from minillm.family import Family
 from minillm.files import read_json
 from minillm.hub import find_checkpoint
 from minillm.text_metrics import rouge
@@ -102,6 +104,25 @@ def flag_value(flags: list[str], name: str, default: str) -> str:
     return values[-1] if values else default
 
 
+def context_of(family: Family, base: Path) -> int:
+    """Tokens that a checkpoint's model can see. No weight is read."""
+    model, _ = family.load(base, None, torch.float32, torch.device("meta"), None)
+    return model.config.max_seq_len
+
+
+def longest_sample(flags: list[str], methods: list[str], context: int) -> int:
+    """Tokens of a sample: --max-length, or what virtual tokens leave of the context, for all
+    methods where one of them has any, so that all see the same."""
+    given = min(int(flag_value(flags, "--max-length", "512")), context)
+    n_virtual = int(flag_value(flags, "--virtual-tokens", "20"))
+    has_virtual = {"prompt_tuning", "prefix_tuning"} & {*methods}
+    length = min(given, context - n_virtual) if has_virtual else given
+    if length < given:
+        print(f"samples of up to {length} tokens for all methods: {n_virtual} of the context of "
+              f"{context} are virtual in {' and '.join(sorted(has_virtual))}")  # fmt: skip
+    return length
+
+
 def of_model(flags: list[str]) -> list[str]:
     """Those that evaluate takes too: a run's own folder tells them, an untuned model's does not."""
     found = {name: flag_value(flags, name, "") for name in ("--layers", "--template")}
@@ -168,10 +189,11 @@ def main(argv=None) -> dict:
             *(["--data", args.data] if args.data else [])]  # fmt: skip
     flags = ["--checkpoint", str(base), *data, "--add-biases", *train_flags]
     check_runs(family, ([*flags, "--method", method] for method in methods))
+    length = longest_sample(train_flags, methods, context_of(family, base))
+    flags += ["--max-length", str(length)]
     settings = settings_of(args) | {"train-flags": train_flags, "grid": searched}
     folder = open_experiment(args.out_dir, settings)
-    measured = [*data, "--samples", str(args.test_samples),
-                "--max-length", flag_value(train_flags, "--max-length", "512")]  # fmt: skip
+    measured = [*data, "--samples", str(args.test_samples), "--max-length", str(length)]
     measured += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
     measured += [flag for flag in train_flags if flag == "--skip-bad"]
     untuned = done_once(folder / "untuned.json", lambda: measure(

@@ -9,8 +9,8 @@ Labels by generation: what the model writes after the prompt must be a label and
 anything else counts as wrong, and its share is told. By likelihood: the label the model finds
 likelier. Texts: loss per token of the reference, then what the model writes freely, held against
 the reference (summaries) or the training text (passages), with baselines beside it.
-Writes results.json and predictions.json to OUT_DIR/evaluation-SPLIT/, a folder for each way; what
-other settings left there is kept beside, under a number.
+Writes results.json and predictions.json to OUT_DIR/evaluation-SPLIT/, a folder for each way; other
+results that are there already are kept beside, under a number.
 """
 
 import contextlib
@@ -164,10 +164,14 @@ def measure_texts(
     return report, {"report": report, "settings": settings}, rows
 
 
-def is_other(path: Path, settings: dict) -> bool:
-    """Whether results are of another model, other data or other settings than these."""
-    known = read_json(path)
-    return not isinstance(known, dict) or known.get("settings") != json.loads(json.dumps(settings))
+def is_other(folder: Path, results: dict, rows: list[dict]) -> bool:
+    """Whether other results than these are in a folder, whatever settings they are of."""
+    found = [{**results, "settings": None}, rows]
+    try:
+        known = [read_json(folder / f"{name}.json") for name in ("results", "predictions")]
+        return [{**known[0], "settings": None}, known[1]] != json.loads(json.dumps(found))
+    except (UserError, TypeError):  # not readable, or no results
+        return True
 
 
 def main(argv=None) -> dict:
@@ -204,7 +208,7 @@ def main(argv=None) -> dict:
     for by, measure in ways.items():
         reports[by], results, rows = measure(model, tokenizer, samples, settings=settings, **how)
         out = folder / f"evaluation-{split}" / by
-        if (out / "results.json").exists() and is_other(out / "results.json", settings):
+        if out.exists() and is_other(out, results, rows):
             set_aside(out)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "results.json", results)

@@ -80,6 +80,15 @@ def check_choices(beams: int | None, sampling: Sampling, explained: bool, n_rows
                         "--temperature, the filters, the penalty and --explain")  # fmt: skip
 
 
+def warn_of_idle(beams: int | None, penalty: float, n_samples: int, sampling: Sampling) -> None:
+    """Tells which flags do nothing beside the others."""
+    if n_samples > 1 and sampling.is_greedy:
+        remedy = "leave it out" if beams else "add --temperature 0.8"
+        print(f"warning: --samples: these are all the same; {remedy}", file=sys.stderr)
+    if penalty != 1.0 and not beams:
+        print("warning: --length-penalty: no effect without --beams", file=sys.stderr)
+
+
 def show_texts(texts: list[str], prompts: list[str], n_samples: int) -> None:
     """Prints each text under the number of its prompt and sample."""
     for i, text in enumerate(texts):
@@ -91,16 +100,14 @@ def show_texts(texts: list[str], prompts: list[str], n_samples: int) -> None:
 def main(argv=None) -> list[str]:
     args = parse_args(argv)
     prompts = collect_prompts(args.prompt, args.prompts)
+    plain = pick(Sampling, vars(args))
+    check_choices(args.beams, plain, bool(args.explain), len(prompts) * args.samples)
     sampling = sampling_of(vars(args))
-    check_choices(args.beams, sampling, bool(args.explain), len(prompts) * args.samples)
-    if args.samples > 1 and sampling.is_greedy:
-        remedy = "leave it out" if args.beams else "add --temperature 0.8"
-        print(f"warning: --samples: these are all the same; {remedy}", file=sys.stderr)
-    if args.length_penalty != 1.0 and not args.beams:
-        print("warning: --length-penalty: no effect without --beams", file=sys.stderr)
+    warn_of_idle(args.beams, args.length_penalty, args.samples, sampling)
     model, tokenizer, template = load_model(pick(ModelOptions, vars(args)))
-    if args.input and template is None:
-        print("warning: --input: no effect without a template; add --template", file=sys.stderr)
+    if args.input and "{input}" not in (template.text if template else ""):
+        print("warning: --input: no effect without a template that has a place for it",
+              file=sys.stderr)  # fmt: skip
     encoded = [encode_prompt(tokenizer, template, p, args.input) for p in prompts]
     rows = [tokens for tokens in encoded for _ in range(args.samples)]
     begun = prompts if template is None else [""] * len(prompts)  # what a text is shown after

@@ -40,11 +40,27 @@ def method_row(method: str, lr: float, runs: list[dict]) -> dict:
 
 def rouge_columns(runs: list[dict]) -> dict:
     """Mean and interval of each kind, over rows, of the runs' mean; none where not measured."""
-    columns = {}
-    for kind in ROUGE if runs[0]["rouge"] else ():
-        by_row = zip(*(run["rouge"][kind] for run in runs), strict=True)
-        columns[kind] = interval_text(mean_with_interval([statistics.fmean(r) for r in by_row]))
-    return columns
+    kinds = ROUGE if runs[0]["rouge"] else ()
+    return {kind: interval_text(mean_with_interval(by_row(runs, kind))) for kind in kinds}
+
+
+def by_row(runs: list[dict], kind: str) -> list[float]:
+    """A kind of ROUGE of each test row, the mean of the runs."""
+    rows = zip(*(run["rouge"][kind] for run in runs), strict=True)
+    return [statistics.fmean(scores) for scores in rows]
+
+
+def behind_the_best(runs: dict[str, list[dict]]) -> dict[str, str]:
+    """How much ROUGE-L a method has less than the best one, row by row, and the interval of that:
+    rows that are hard for one are hard for all, which two intervals apart do not see."""
+    scores = {method: by_row(found, "rougeL") for method, found in runs.items()}
+    best = max(scores, key=lambda method: statistics.fmean(scores[method]))
+    return {
+        method: interval_text(mean_with_interval(
+            [score - top for score, top in zip(own, scores[best], strict=True)]
+        )) if method != best else "the best"
+        for method, own in scores.items()
+    }  # fmt: skip
 
 
 def interval_text(found: dict) -> str:
@@ -117,6 +133,8 @@ def summarize(
         {m: s["memory_mib"]["peak"] for m, s in summaries.items()}, folder / "cost.png",
     )  # fmt: skip
     if untuned["rouge"]:
+        for row, behind in zip(rows, behind_the_best(runs).values(), strict=True):
+            row["rougeL - best's"] = behind
         points = {}
         for method, found in runs.items():
             scores = [statistics.fmean(r["rouge"]["rougeL"]) for r in found]

@@ -133,8 +133,7 @@ class ModelOptions:
     @property
     def name(self) -> str:
         """What is loaded, as the flags have it."""
-        model = self.checkpoint or llama.FAMILY.bundled
-        return f"{self.adapter}" if self.adapter else f"{model}"
+        return str(self.adapter or self.checkpoint or llama.FAMILY.bundled)
 
 
 def load_model(options: ModelOptions):

@@ -9,14 +9,17 @@ Completions: one prefix per line; by default drawn at temperature 0.5 with repet
 between blank lines; temperature 0.2, up to 180 new tokens, cut off at a second TL;DR:. A model
 that was fine-tuned on a task asks in the words of its template, one without any but with sft in
 its name in the course's (`... <complete>`).
-With references (a line or block per post) the ROUGE-1 file is written as well.
+With references (a line or block per post) the ROUGE-1 file is written as well. How all was drawn,
+and the score's interval over posts, is in a .json beside the samples.
 """
 
+import json
+import statistics
 from pathlib import Path
 
 from tqdm import tqdm
 
-from minillm.cli import Parser, pick, positive, whole
+from minillm.cli import Parser, pick, positive, settings_of, whole
 from minillm.data.course_files import (
     LAYOUTS,
     SCORES,
@@ -32,7 +35,7 @@ from minillm.data.templates import find_template
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_text, set_aside
 from minillm.generate import generate
-from minillm.text_metrics import rouge
+from minillm.text_metrics import mean_with_interval, rouge
 from tools.models import ModelOptions, add_adapted_model_flags, load_model
 
 DEFAULTS = {
@@ -74,12 +77,18 @@ def read_inputs(kind: str, path: Path, template) -> list[Sample]:
     return found
 
 
-def write_samples(model, tokenizer, sample, kind: str, n: int, seed: int, sampling: dict):
-    """n texts for one prompt, whose post is shortened where the context asks for it.
+def fit(inputs: list[Sample], tokenizer, context: int) -> list[Sample]:
+    """The prompts, a post shortened where it leaves no room for its summaries; tells how many."""
+    fitting = [shorten(sample, tokenizer, context - NEW_TOKENS) for sample in inputs]
+    n_shortened = sum(short is not whole for short, whole in zip(fitting, inputs, strict=True))
+    if n_shortened:
+        print(f"{n_shortened} of {len(inputs)} posts shortened: the context of {context} tokens is "
+              f"{NEW_TOKENS} of summary, too")  # fmt: skip
+    return fitting
 
-    Errors: UserError for a prompt that fills the context all the same.
-    """
-    sample = shorten(sample, tokenizer, model.config.max_seq_len - NEW_TOKENS)
+
+def write_samples(model, tokenizer, sample, kind: str, n: int, seed: int, sampling: dict):
+    """n texts for one prompt. Errors: UserError for one that fills the context."""
     tokens = tokenizer.encode(sample.prompt, bos=True)
     room = NEW_TOKENS if kind == "summaries" else max(1, WHOLE_TOKENS - len(tokens) + 1)
     rows = generate(model, [tokens] * n, room, eos_id=tokenizer.eos_id, seed=seed, **sampling)
@@ -88,12 +97,13 @@ def write_samples(model, tokenizer, sample, kind: str, n: int, seed: int, sampli
     return [until_next_cue(text) for text in texts] if kind == "summaries" else texts
 
 
-def write_beside(path: Path, text: str) -> None:
-    """Writes a file; one with another text there is kept, under a number."""
-    if path.exists() and path.read_bytes() != text.encode():
-        set_aside(path)
-    path.write_text(text)
-    print(f"wrote {path}")
+def write_all(texts: dict[Path, str]) -> None:
+    """Writes files; if one of them is there with another text, all are kept, under a number."""
+    if any(path.exists() and path.read_bytes() != text.encode() for path, text in texts.items()):
+        set_aside(*texts)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}")
 
 
 def main(argv=None) -> list[list[str]]:
@@ -104,9 +114,9 @@ def main(argv=None) -> list[list[str]]:
     model_name = source.parent.name if source.name in ("adapter", "model") else source.name
     name = args.name or model_name
     is_bare = template is None and args.template is None and args.kind == "completions"
-    if is_bare and "sft" in model_name:
+    if is_bare and ("sft" in name or "sft" in model_name):
         template = find_template("complete")  # the course's own checkpoints carry none
-        print(f"{model_name}: no template beside it; asked as the course asks, with <complete>")
+        print(f"{name}: no template beside it; asked as the course asks, with <complete>")
     layout, folder = LAYOUTS[args.kind], Path(args.out_dir)
     inputs = read_inputs(args.kind, Path(args.inputs), template)
     references = []
@@ -117,8 +127,8 @@ def main(argv=None) -> list[list[str]]:
                             "inputs; give one for each")  # fmt: skip
     given = {flag: value for flag, value in vars(args).items() if value is not None}
     sampling = {flag: given.get(flag, own) for flag, own in DEFAULTS[args.kind].items()}
-    written = []
-    for number, sample in enumerate(tqdm(inputs, desc="samples", unit="input", leave=False)):
+    written, fitting = [], fit(inputs, tokenizer, model.config.max_seq_len)
+    for number, sample in enumerate(tqdm(fitting, desc="samples", unit="input", leave=False)):
         seed = args.seed + number * args.samples
         written.append(
             write_samples(model, tokenizer, sample, args.kind, args.samples, seed, sampling)
@@ -126,13 +136,21 @@ def main(argv=None) -> list[list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     pairs = zip(inputs, written, strict=True)
     blocks = [block(layout, i, asked.prompt, texts) for i, (asked, texts) in enumerate(pairs, 1)]
-    write_beside(folder / layout.file.format(name), "".join(blocks))
+    path = folder / layout.file.format(name)
+    texts = {path: "".join(blocks)}
+    about = {"settings": settings_of(args) | sampling | {
+        "template": template and template.to_dict(),
+        "counted by the repetition penalty": "tokens of the prompt too",
+    }}  # fmt: skip
     if references:
         sets = zip(*written, strict=True)
         scores = [rouge(answers, references, stemmer=False)["rouge1"] for answers in sets]
-        path = folder / SCORES.format(name)
-        write_beside(path, score_file([sum(of_set) / len(of_set) for of_set in scores]))
-        print(path.read_text().splitlines()[-1])
+        by_post = [statistics.fmean(of_post) for of_post in zip(*scores, strict=True)]
+        about["rouge1"] = mean_with_interval(by_post)
+        score = score_file([statistics.fmean(of_set) for of_set in scores])
+        texts[folder / SCORES.format(name)] = score
+        print(score.splitlines()[-1])
+    write_all(texts | {path.with_suffix(".json"): json.dumps(about, indent=1) + "\n"})
     return written
 
 

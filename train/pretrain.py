@@ -32,7 +32,7 @@ from minillm.files import write_json
 from minillm.losses import token_loss
 from minillm.plots import plot_run
 from minillm.precision import choose_device, choose_precision
-from minillm.runs import Run, check_folder, fresh_folder
+from minillm.runs import Run, check_folder, check_settings, fresh_folder
 from minillm.training import TrainSettings, evaluate, train
 
 FAMILIES = {family.name: family for family in (llama.FAMILY, gpt2.FAMILY, phi.FAMILY)}
@@ -152,8 +152,12 @@ def main(argv=None) -> float:
     family = FAMILIES[args.model]
     if args.save and Path(args.save).exists() and not (args.overwrite or args.resume):
         raise UserError(f"--save {args.save}: exists already; add --overwrite to replace it")
+    if args.resume and not args.out_dir:
+        raise UserError("--resume: no run is named; add --out-dir FOLDER")
     if args.out_dir:  # before minutes of work
         check_folder(Path(args.out_dir), args.resume, args.overwrite)
+    if args.resume:
+        check_settings(Path(args.out_dir), settings_of(args), args.override)
     tokenizer, rows, tests, entropy = make_data(
         family, args.stories, args.reviews, args.articles, args.held_out, args.vocab_size
     )
@@ -171,13 +175,13 @@ def main(argv=None) -> float:
     n_tokens = sum(len(row.tokens) for row in rows)
     print(f"{n_parameters:,} parameters; {len(rows)} texts, {n_tokens:,} tokens a pass; "
           f"the generator's own entropy is at most {entropy:.4f} nats per token")  # fmt: skip
-    steps = args.epochs * batches.groups_per_epoch(args.accumulation_steps)
-    steps = min(steps, args.max_iters or steps)
     settings = TrainSettings(
-        lr=args.lr, schedule="cosine", warmup=min(100, steps // 10), epochs=args.epochs,
-        max_iters=args.max_iters, accumulation_steps=args.accumulation_steps,
+        lr=args.lr, schedule="cosine", epochs=args.epochs, max_iters=args.max_iters,
+        accumulation_steps=args.accumulation_steps,
         weight_decay=args.weight_decay, betas=(0.9, 0.98), eval_every=args.eval_every,
     )  # fmt: skip
+    n_steps = settings.n_steps(batches.groups_per_epoch(args.accumulation_steps))
+    settings = replace(settings, warmup=min(100, n_steps // 10))
     progress, _ = train(model, prefix_loss, batches, held_out, settings, precision, run)
     plot_run(run.rows(), folder / "loss.png", floor=entropy)
     saved = Path(args.save) if args.save else folder / "model"

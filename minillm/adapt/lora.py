@@ -33,7 +33,7 @@ def add_lora(
     an alpha that is no number or a dropout not from 0 to below 1.
     """
     if isinstance(targets, str):  # else each letter would be one
-        raise UserError(f"LoRA targets {targets!r}: one text; give several, as (\"wq\", \"wv\")")
+        raise UserError(f"LoRA targets {targets!r}: one text; give a list of names")
     if not math.isfinite(alpha) or not 0 <= dropout < 1:
         raise UserError(f"LoRA alpha {alpha}, dropout {dropout}: alpha must be a number, dropout "
                         "from 0 to below 1; change them")  # fmt: skip

@@ -114,6 +114,7 @@ def test_nothing_to_do_gives_nothing(model):
         ({"prompts": [[1, 2048]]}, "1 to 2048.*0 to 2047"),
         ({"prompts": [[-1]]}, "-1"),
         ({"prompts": [1, 2]}, "prompt 1: 1; give a list of prompts"),
+        ({"prompts": torch.tensor([1, 2])}, "prompt 1: tensor.1.; give a list of prompts"),
         ({"prompts": ["One"]}, "prompt 1: .One.; give a list of prompts"),
         ({"temperature": -1}, "temperature -1"),
         ({"temperature": math.nan}, "temperature nan"),

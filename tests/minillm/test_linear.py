@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minillm import add_lora, mark_only_lora_as_trainable
 from minillm.linear import Linear, linear, pack_weights, round_up, unpack_weights
@@ -57,6 +58,52 @@ def test_values_are_the_same_without_gradients(make, has_bias):
     x, layer = make(), Linear(20, 32, bias=has_bias)
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators called while it is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.__name__.partition(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("prefers_mkl", "has_avx512", "n_rows", "n_out", "product"), [
+    (True, True, 1, 32, "mv"), (True, False, 1, 32, "mv"), (False, False, 1, 32, "bmm"),
+    (False, True, 1, 32, "_linear_pointwise"), (False, False, 2, 32, "_linear_pointwise"),
+    (False, False, 1, 33, "_linear_pointwise"),
+])  # fmt: skip
+def test_a_single_row_goes_to_the_library_that_reads_fastest(
+    prefers_mkl, has_avx512, n_rows, n_out, product, monkeypatch
+):
+    if not torch.backends.mkl.is_available():
+        pytest.skip("this PyTorch has no MKL")
+    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: prefers_mkl)
+    monkeypatch.setattr("minillm.linear._HAS_AVX512", has_avx512)
+    x, layer = torch.randn(n_rows, 64), Linear(64, n_out, bias=False)
+    with torch.no_grad(), Operators() as called:
+        layer(x)
+    assert called.names & {"mv", "bmm", "_linear_pointwise", "mm", "addmm"} == {product}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_only_fp32_goes_by_parts(dtype, monkeypatch):
+    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: False)
+    monkeypatch.setattr("minillm.linear._HAS_AVX512", False)
+    layer = Linear(64, 32, bias=False).to(dtype)
+    with torch.no_grad(), Operators() as called:
+        layer(torch.randn(1, 64, dtype=dtype))
+    assert "bmm" not in called.names
+
+
+@pytest.mark.usefixtures("vendor")
+def test_a_bias_that_does_not_fit_is_refused():
+    with pytest.raises(RuntimeError):
+        linear(torch.randn(1, 20), torch.randn(64, 20), torch.randn(8))
 
 
 @pytest.mark.usefixtures("vendor")

@@ -120,19 +120,6 @@ def begin_and_resume(folder, changes, precision=FP32, first=FP32, **flags):
     return optimizer, run
 
 
-@pytest.mark.parametrize(("schedule", "change", "told"), [
-    ("cosine", {"max-iters": 9}, 1), ("linear", {"max-iters": 9, "epochs": 2}, 2),
-    ("cosine", {}, 0), ("constant", {"max-iters": 9}, 0),
-])  # fmt: skip
-def test_a_schedule_of_another_length_is_told(schedule, change, told, tmp_path, capsys):
-    began = {"schedule": schedule, "max-iters": 3, "epochs": 1}
-    Run(tmp_path / "run", began)
-    Run(tmp_path / "run", began | change, resume=True)
-    found = capsys.readouterr().err.splitlines()
-    assert len(found) == told and all(f"from here the {schedule} schedule" in x for x in found)
-    assert all(f"{tmp_path}/run: began with --" in x for x in found)
-
-
 def test_a_resumed_run_decays_weights_as_it_is_now_told(tmp_path):
     optimizer, _ = begin_and_resume(tmp_path / "run", {"weight_decay": 0.5})
     assert optimizer.param_groups[0]["weight_decay"] == 0.5

@@ -3,6 +3,7 @@
 import itertools
 import math
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -228,6 +229,61 @@ def test_a_run_stopped_before_its_first_evaluation_and_ended_there_is_evaluated(
     assert (progress.step, progress.best_step) == (2, 2)
     assert progress.best == evaluate(model, token_loss, held_out, FP32)
     assert run.load_best(2).keys() == trainable_state(model).keys()
+    kept = run.load_newest()  # as if the run had ended there
+    assert (kept["best"], kept["best_step"]) == (progress.best, 2)
+    assert [row["step"] for row in run.rows()] == [1, 2]
+    assert run.rows()[-1]["held_out_loss"] == progress.best and "loss" in run.rows()[-1]
+
+
+def test_a_run_evaluated_before_it_was_stopped_is_evaluated_where_it_ends(tmp_path):
+    settings = TrainSettings(lr=0.01, accumulation_steps=1, max_iters=3, save_every=0, eval_every=2)
+    batches, held_out = Batches(ragged_rows(4), 1, 0), Batches(ragged_rows(4), 4, 0, seed=None)
+    run = Run(tmp_path / "run", {})
+    train(lora_model(), token_loss, batches, held_out, settings, FP32, run)
+    state, rows = run.load_newest(), run.rows()
+    stopped = rows[-1].copy()
+    del stopped["held_out_loss"]
+    run.replace_last(stopped)  # as a signal at step 3 leaves it
+    run.save(state | {"best": rows[1]["held_out_loss"], "best_step": 2}, 3)
+    again = Run(tmp_path / "run", {}, resume=True)
+    train(lora_model(), token_loss, batches, held_out, settings, FP32, again)
+    assert again.rows() == rows
+
+
+def test_a_complete_run_is_evaluated_only_where_its_last_line_was_lost(tmp_path, capsys):
+    settings = TrainSettings(lr=0.01, accumulation_steps=1, max_iters=2)
+    batches, held_out = Batches(ragged_rows(4), 1, 0), Batches(ragged_rows(4), 4, 0, seed=None)
+    train(lora_model(), token_loss, batches, held_out, settings, FP32, Run(tmp_path / "run", {}))
+    for lost in (False, True):
+        run = Run(tmp_path / "run", {}, resume=True)
+        if lost:
+            run.metrics.write_text("")
+        capsys.readouterr()
+        progress, _ = train(lora_model(), token_loss, batches, held_out, settings, FP32, run)
+        assert ("held-out" in capsys.readouterr().out) == lost
+        assert (progress.step, progress.best_step) == (2, 2)
+
+
+@pytest.mark.parametrize(("schedule", "began", "now", "told"), [
+    ("cosine", (1, 2), (1, 4), "began for 2 steps and goes on as that of 4"),
+    ("linear", (1, 3), (1, None), "began for 3 steps and goes on as that of 4"),
+    ("cosine", (1, 3), (2, 3), None), ("cosine", (1, 4), (1, 9), None),
+    ("constant", (1, 2), (1, 4), None), ("cosine", (1, 2), (1, 2), None),
+])  # fmt: skip
+def test_a_schedule_that_goes_on_for_another_number_of_steps_is_told(
+    schedule, began, now, told, tmp_path, capsys
+):
+    batches = Batches(ragged_rows(4), 1, 0)
+    for (epochs, max_iters), is_first in ((began, True), (now, False)):
+        how = {"schedule": schedule, "epochs": epochs, "max_iters": max_iters}
+        settings = TrainSettings(lr=0.01, accumulation_steps=1, **how)
+        flags = {name.replace("_", "-"): value for name, value in how.items()}
+        run = Run(tmp_path / "run", flags, resume=not is_first)
+        if is_first and max_iters == 3:  # stopped at 2, so that both go on
+            settings = replace(settings, max_iters=2)
+        train(lora_model(), token_loss, batches, None, settings, FP32, run)
+    err = capsys.readouterr().err
+    assert (told in err and err.count("warning") == 1) if told else "warning" not in err
 
 
 def test_weights_that_give_no_number_are_not_called_good(tmp_path):

@@ -134,11 +134,42 @@ def test_samples_go_into_the_courses_files(kind, text, name, tmp_path):
     score = (tmp_path / "output_rouge_score_tiny-gpt2.txt").read_text().splitlines()
     assert score[1] == "=" * 36 and score[2].startswith("ROUGE-1 mean score: ")
     assert samples.main(command) == written
-    assert len([*tmp_path.glob("output_*")]) == 2  # the same again: nothing to keep
+    about = json.loads((tmp_path / f"{name[:-4]}.json").read_text())
+    assert about["settings"]["temperature"] == samples.DEFAULTS[kind]["temperature"]
+    assert float(score[2].rpartition(" ")[2]) == pytest.approx(about["rouge1"]["mean"])
+    assert len([*tmp_path.glob("output_*")]) == 3  # the same again: nothing to keep
     samples.main([*command, "--temperature", "0"])
-    files = [path.stem.removeprefix(Path(name).stem) for path in tmp_path.glob(f"{name[:-4]}*")]
+    files = [path.stem.removeprefix(Path(name).stem) for path in tmp_path.glob(f"{name[:-4]}*.txt")]
     assert sorted(files) == ["", "-1"]
     assert (tmp_path / f"{name[:-4]}-1.txt").read_text() == content
+
+
+def test_what_belongs_together_is_kept_under_one_number(tmp_path):
+    paths = [tmp_path / name for name in ("a.txt", "b.1.txt", "c.txt")]
+    samples.write_all(dict.fromkeys(paths[:2], "old"))
+    (tmp_path / "b.1-1.txt").symlink_to("nowhere")
+    samples.write_all({paths[0]: "new", paths[1]: "old", paths[2]: "new"})
+    assert [path.read_text() for path in paths] == ["new", "old", "new"]
+    kept = {path.name for path in tmp_path.iterdir()} - {path.name for path in paths}
+    assert kept == {"a-2.txt", "b.1-2.txt", "b.1-1.txt"}
+
+
+def test_a_model_with_sft_in_the_name_it_is_given_is_asked_as_the_course_asks(tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("The sky")
+    samples.main(["--checkpoint", "tiny-gpt2", "--kind", "completions", "--layers", "1",
+                  "--inputs", str(tmp_path / "in.txt"), "--out-dir", str(tmp_path),
+                  "--name", "phi-sft", "--samples", "1"])  # fmt: skip
+    text = (tmp_path / "output_shakespeare_completions_phi-sft.txt").read_text()
+    assert "The sky <complete>\n" in text and "asked as the course asks" in capsys.readouterr().out
+
+
+def test_all_methods_see_samples_of_one_length(capsys):
+    flags = ["--max-length", "1024", "--virtual-tokens", "30"]
+    cut = compare_methods.longest_sample
+    assert cut(flags, ["lora", "prefix_tuning"], 1024) == 994
+    assert "30 of the context of 1024 are virtual in prefix_tuning" in capsys.readouterr().out
+    assert cut(flags, ["lora", "full"], 1024) == 1024 and cut(flags, ["lora"], 512) == 512
+    assert cut([], ["prompt_tuning"], 1024) == 512 and cut([], ["prompt_tuning"], 512) == 492
 
 
 def test_the_same_number_of_references_as_inputs_is_asked_for(tmp_path):
@@ -220,7 +251,7 @@ def test_samples_are_drawn_as_asked_each_input_from_a_stream_of_its_own(tmp_path
         assert written[i] == [tokenizer.decode(row).strip() for row in ended]
 
 
-def test_a_summary_ends_at_the_next_cue_and_has_room_however_long_the_post():
+def test_a_summary_ends_at_the_next_cue_and_has_room_however_long_the_post(capsys):
     model, tokenizer = load_gpt2(TINY_GPT2, n_layers=1)
     sample = ask_about_post(f"SUBREDDIT: r/a TITLE: b POST: {'a word ' * 600}TL;DR:", None)
     how = {"temperature": 0.0, "top_k": None, "repetition_penalty": 1.0}
@@ -228,7 +259,9 @@ def test_a_summary_ends_at_the_next_cue_and_has_room_however_long_the_post():
     tokens = tokenizer.encode(asked.prompt, bos=True)
     (new,) = library_generate(model.eval(), [tokens], samples.NEW_TOKENS, eos_id=tokenizer.eos_id)
     text = tokenizer.decode([t for t in new if t != tokenizer.eos_id]).strip()
-    assert samples.write_samples(model, tokenizer, sample, "summaries", 1, 0, how) == [
+    (fitting,) = samples.fit([sample], tokenizer, model.config.max_seq_len)
+    assert "1 of 1 posts shortened" in capsys.readouterr().out and fitting == asked
+    assert samples.write_samples(model, tokenizer, fitting, "summaries", 1, 0, how) == [
         until_next_cue(text)
     ]
     assert until_next_cue("a hen TL;DR: b") == "a hen"
@@ -265,7 +298,7 @@ def test_every_script_logs_its_steps_keeps_the_last_weights_and_tries_dry(script
     assert (tmp_path / "run" / "adapter_last").exists()
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
     rows = 4 if script is dpo else 2  # of a pair there are two
-    assert f"step: 3 x {rows} " in capsys.readouterr().out
+    assert f" in 3 forwards of {rows}, " in capsys.readouterr().out
 
 
 def test_the_courses_numbers_are_the_defaults():

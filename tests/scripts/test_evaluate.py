@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from gpt2 import load_gpt2
+from gpt2 import load_gpt2, save_gpt2
 from minillm.data.tasks import TASKS
 from minillm.data.templates import find_template
 from minillm.errors import UserError
@@ -71,8 +72,9 @@ def test_results_of_other_settings_are_kept_beside_the_new_ones(reviews, capsys)
     folder = reviews / "evaluation-test"
     evaluate.main(again)
     first = kept(reviews, "test", LIKELIHOOD)
-    evaluate.main(again)
-    assert [path.name for path in folder.iterdir()] == [LIKELIHOOD]  # the same, replaced
+    evaluate.main([*again, "--by", "both", "--max-new-tokens", "1"])
+    assert {path.name for path in folder.iterdir()} == {LIKELIHOOD, GENERATION}  # the same
+    first = kept(reviews, "test", LIKELIHOOD)
     capsys.readouterr()
     for n, samples in enumerate(("3", "2"), 1):
         evaluate.main([*again, "--samples", samples])
@@ -82,9 +84,30 @@ def test_results_of_other_settings_are_kept_beside_the_new_ones(reviews, capsys)
     assert len(kept(reviews, "test", f"{LIKELIHOOD}-2")[1]) == 3
 
 
+def test_a_model_that_answers_otherwise_under_the_same_name_replaces_no_results(reviews):
+    model, tokenizer = load_gpt2(TINY_GPT2, n_layers=1)
+    save_gpt2(model, tokenizer, reviews / "model")
+    again = ["--checkpoint", str(reviews / "model"), "--data", str(reviews), "--by", LIKELIHOOD]
+    evaluate.main(again)
+    with torch.no_grad():
+        model.wte.weight.neg_()
+    save_gpt2(model, tokenizer, reviews / "model")
+    evaluate.main(again)
+    assert (reviews / "model" / "evaluation-test" / f"{LIKELIHOOD}-1" / "results.json").exists()
+
+
+def test_results_that_cannot_be_read_are_kept_too(reviews):
+    folder = reviews / "evaluation-test" / LIKELIHOOD
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text("{")
+    evaluate.main([*MODEL, "--data", str(reviews), "--by", LIKELIHOOD, "--out-dir", str(reviews)])
+    assert (folder.with_name(f"{LIKELIHOOD}-1") / "results.json").read_text() == "{"
+
+
 def test_what_is_measured_is_named(reviews, capsys):
     evaluate.main([*MODEL, "--data", str(reviews), "--by", LIKELIHOOD, "--out-dir", str(reviews)])
-    assert f"tiny-gpt2 on rotten_tomatoes, {reviews}: 6 samples" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert f"tiny-gpt2 on rotten_tomatoes, {reviews}: 6 samples" in out and "warning" not in err
 
 
 def test_a_way_to_predict_labels_is_told_to_mean_nothing_for_texts(tmp_path, capsys):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from llama import LlamaTokenizer, load_llama
 from minillm.errors import UserError
@@ -27,6 +28,18 @@ def run(tmp_path_factory):
     with contextlib.redirect_stdout(printed):
         finetune_llama.main([*QUICK, "--lr", "0.01", "--epochs", "3", "--out_dir", str(folder)])
     return folder, printed.getvalue()
+
+
+def test_a_run_that_came_to_its_end_is_not_said_to_have_lost_patience(run):
+    assert "--patience" not in run[1]
+
+
+def test_a_runs_picture_begins_before_training(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: drawn.extend(figure.axes))
+    flags = [*QUICK, "--max-iters", "1", "--no-save", "--out-dir", str(tmp_path / "run")]
+    before, _ = finetune_llama.main(flags)
+    assert next(zip(*drawn[0].lines[1].get_data(), strict=True)) == (0, before)
 
 
 def test_a_run_leaves_settings_metrics_picture_adapter_and_checkpoints(run):
@@ -229,7 +242,8 @@ def test_a_switch_of_a_config_file_may_be_spelt_in_the_negative(tmp_path):
     (["--epochs", "3"], 12, ""), (["--epochs", "3", "--max-iters", "5"], 5, ""),
     (["--max-iters", "9"], 4, "--max-iters 9: --epochs 1 ends the run at step 4; raise it"),
     (["--warmup", "4"], 4, "--warmup 4: all 4 steps of the run are warm-up; lower it"),
-    (["--warmup", "3"], 4, ""), (["--override"], 4, "--override: no effect without --resume"),
+    (["--warmup", "3"], 4, ""), (["--warmup", "1", "--max-iters", "1"], 1, ""),
+    (["--override"], 4, "--override: no effect without --resume"),
 ])  # fmt: skip
 def test_the_length_of_a_run_is_told_and_what_does_not_fit_into_it(flags, steps, warning, capsys):
     finetune_llama.main([*QUICK, *flags, "--dry-run"])
@@ -244,6 +258,7 @@ def test_the_length_of_a_run_is_told_and_what_does_not_fit_into_it(flags, steps,
     (["--pack", "300"], "16 samples in forwards of up to 300 tokens, "),
     (["--batch-size", "4"], "16 samples in 4 forwards of 4, "),
     (["--batch-size", "4", "--accumulation-steps", "1"], "4 samples in a forward of 4, "),
+    (["--samples", "3"], "3 samples in a forward of 3, "),
 ])  # fmt: skip
 def test_a_step_is_told_by_what_is_in_it(flags, cut, capsys):
     finetune_llama.main([*QUICK, "--batch-size", "4", *flags, "--dry-run"])
@@ -255,8 +270,9 @@ def test_a_dry_run_tells_whether_the_run_could_be_resumed(run, tmp_path):
     finetune_llama.main([*again, "--dry-run"])
     with pytest.raises(UserError, match="began with --lr 0.01, not 0.02"):
         finetune_llama.main([*again, "--lr", "0.02", "--dry-run"])
+    finetune_llama.main([*again, "--lr", "0.02", "--dry-run", "--override"])
     with pytest.raises(UserError, match="no run to resume"):
-        finetune_llama.main([*again, "--out-dir", str(tmp_path), "--dry-run"])
+        finetune_llama.parse_args([*again, "--out-dir", str(tmp_path), "--dry-run"])
 
 
 def test_a_run_that_patience_ended_says_so(tmp_path, capsys):

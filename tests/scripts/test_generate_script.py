@@ -70,7 +70,8 @@ def test_beams_write_the_same_text_with_and_without_the_cache_and_take_stop_stri
     (["--top-p", "0.9", "--seed", "3"], "--top-p, --seed: no effect at --temperature 0"),
     (["--top-k", "0"], "--top-k: no effect"), (["--min-p", "0.1"], "--min-p: no effect"),
     (["--length-penalty", "2"], "--length-penalty: no effect without --beams"),
-    (["--input", "a hen"], "--input: no effect without a template"),
+    (["--input", "a hen"], "--input: no effect without a template that has a place"),
+    (["--input", "a hen", "--template", "reviews-short"], "--input: no effect without a template"),
     (["--samples", "2", "--beams", "2"], "--samples: these are all the same; leave it out"),
     (["--samples", "2"], "--samples: these are all the same; add --temperature"),
 ])  # fmt: skip

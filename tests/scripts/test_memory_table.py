@@ -18,6 +18,7 @@ from tools.memory_report import (
     find,
     line,
     rounded,
+    summarize,
     table_1,
     table_2,
     title,
@@ -231,6 +232,16 @@ def test_a_cells_title_says_what_it_is():
 def test_a_cpu_without_products_in_16_bits_says_what_mixed_precision_is_there():
     assert bool(rounded("cpu")) == (not has_native_bf16(torch.device("cpu")))
     assert rounded("cuda") == ""
+
+
+@pytest.mark.parametrize(("device", "predict"), [("cpu", False), ("cpu", True), ("cuda", False)])
+def test_the_report_says_what_mixed_precision_was_where_it_was_measured(
+    device, predict, results, tmp_path, capsys
+):
+    settings = {"mixed": "bf16", "rows": 8, "predict": predict, "trained on": 200}
+    summarize(tmp_path, results, settings, device)
+    told = "computed in fp32 and rounded" in (tmp_path / "report.md").read_text()
+    assert told == (bool(rounded(device)) and not predict)
 
 
 def base(**changes) -> Base:

@@ -13,7 +13,14 @@ from minillm.text_metrics import ROUGE, mean_with_interval
 from tools import sweep
 from tools.cells import done_once, open_experiment, run_script, write_report
 from tools.compare_methods import flag_value, search
-from tools.methods_report import at_the_edge, interval_text, method_row, other_rows, summarize
+from tools.methods_report import (
+    at_the_edge,
+    behind_the_best,
+    interval_text,
+    method_row,
+    other_rows,
+    summarize,
+)
 
 
 def run(loss: float, scores: list[float], copied: str = "abc") -> dict:
@@ -38,6 +45,13 @@ def test_a_methods_line_is_the_mean_of_its_seeds():
     # ROUGE: first over a row's seeds, then over the rows, of which there are three
     assert row["rougeL"] == interval_text(mean_with_interval([0.4, 0.6, 0.9]))
     assert method_row("lora", 1e-3, [run(1.0, [0.2])])["test loss"] == "1.000"
+
+
+def test_methods_are_held_against_the_best_row_by_row():
+    """The difference is the same for each row, however much the rows differ."""
+    rows = [0.1, 0.5, 0.9, 0.3]
+    runs = {"lora": [run(1.0, [r - 0.05 for r in rows])], "full": [run(1.0, rows), run(1.0, rows)]}
+    assert behind_the_best(runs) == {"lora": "-5.0 (-5.0 to -5.0)", "full": "the best"}
 
 
 def test_baselines_and_the_untuned_model_stand_above():

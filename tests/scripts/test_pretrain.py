@@ -11,11 +11,13 @@ from gpt2 import load_gpt2
 from llama import FAMILY as LLAMA
 from llama import Llama, load_llama
 from minillm import generate
+from minillm.cli import settings_of
 from minillm.data.batches import Batches, encode_samples
 from minillm.data.samples import Sample
 from minillm.data.tinyworld import articles, reviews, stories
 from minillm.errors import UserError
 from minillm.losses import token_loss
+from minillm.runs import Run
 from minillm.training import evaluate
 from phi import load_phi
 from tests.conftest import FP32, MODELS, ROOT, TINY_GPT2, TINY_LLAMA, small_config
@@ -46,6 +48,19 @@ def test_a_vocabulary_that_cannot_be_leaves_no_run_behind(tmp_path):
     with pytest.raises(UserError):
         pretrain.main([*SMALL, "--vocab-size", "9", "--out-dir", str(tmp_path / "a")])
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ([], "a run is there already"), (["--resume", "--lr", "9"], "began with --lr 0.002, not 9.0"),
+    (["--resume", "--out-dir", ""], "no run is named"),
+])  # fmt: skip
+def test_a_folder_that_cannot_be_taken_is_refused_before_the_texts_are_made(
+    flags, message, tmp_path
+):
+    begun = [*SMALL, "--vocab-size", "9", "--out-dir", str(tmp_path / "a")]  # fails at the texts
+    Run(tmp_path / "a", settings_of(pretrain.parse_args(begun)))
+    with pytest.raises(UserError, match=message):
+        pretrain.main([*begun, *flags])
 
 
 @pytest.mark.parametrize("kind", MODELS)
