@@ -26,7 +26,7 @@ from minillm.config import with_layers
 from minillm.errors import UserError
 from minillm.files import Fields
 from minillm.hub import Official
-from minillm.weights import LazyTensor, assign_weights, open_hf_weights
+from minillm.weights import LazyTensor, add_once, assign_weights, open_hf_weights
 
 _FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
 _VOCAB = {
@@ -42,6 +42,7 @@ OFFICIAL = {
 TRANSPOSED = re.compile(r".*\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 HEAD = "lm_head.weight"
 SKIPPED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # masks that old versions stored
+BARE = re.compile(r"(wte|wpe|h\.\d+|ln_f)\.")
 
 
 def load_gpt2(
@@ -84,11 +85,14 @@ def open_hf(folder: Path) -> tuple[GPT2Config, dict[str, LazyTensor]]:
     tensors = {}
     for key, lazy in found.items():
         name = key.removeprefix(prefix)
+        if prefix and name == key and BARE.match(key):
+            raise UserError(f"{lazy.source}: {key} lacks the prefix {prefix} of the others; give "
+                            "the file of one model, as it was written")  # fmt: skip
         if SKIPPED.fullmatch(name) or (config.tied_head and name == HEAD):
             continue
         if TRANSPOSED.fullmatch(name) and len(lazy.shape) == 2:
             lazy = lazy.through(Tensor.t, lazy.shape[::-1])
-        tensors[name] = lazy
+        add_once(tensors, name, lazy, key)
     return config, tensors
 
 

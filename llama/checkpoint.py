@@ -30,6 +30,7 @@ from minillm.files import Fields
 from minillm.hub import Official
 from minillm.weights import (
     LazyTensor,
+    add_once,
     assign_weights,
     open_hf_weights,
     rope_halves,
@@ -112,10 +113,14 @@ def open_hf(folder: Path) -> tuple[LlamaConfig, dict[str, LazyTensor]]:
     for key, lazy in found.items():
         if SKIPPED.fullmatch(key) or (config.tied_head and key == HEAD):
             continue
-        name, heads = ours.get(key.removesuffix(".weight"), (None, 0))
+        module, _, leaf = key.rpartition(".")
+        if module in names:
+            raise UserError(f"{lazy.source}: {key} is Meta's name, in a file of Hugging Face's; "
+                            "convert the model again")  # fmt: skip
+        name, heads = ours.get(module, (None, 0)) if leaf == "weight" else (None, 0)
         if heads:
             lazy = lazy.through(lambda out, heads=heads: rope_halves(out, heads))
-        tensors[f"{name}.weight" if name else key] = lazy
+        add_once(tensors, f"{name}.weight" if name else key, lazy, key)
     return config, tensors
 
 

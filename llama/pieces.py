@@ -9,6 +9,7 @@ from minillm.errors import UserError
 from minillm.files import Fields
 
 UNKNOWN, CONTROL, BYTE, NORMAL = 2, 3, 6, 1  # SentencePiece's piece types
+SETTINGS = {2, 3}  # of training and of normalization: a ModelProto's fields after its pieces
 SPACE = "\u2581"  # how SentencePiece writes a space
 FIRST = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]  # ids 0 to 258
 
@@ -102,6 +103,32 @@ def _piece(token: int, text: bytes, score: float, is_control: bool = False) -> b
         kind = CONTROL if token else UNKNOWN
     text = FIRST[token].encode() if token < 3 else text.replace(b" ", SPACE.encode())
     return _field(1, text) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
+
+
+def has_fields(raw: bytes, wanted: set[int] = frozenset()) -> bool:
+    """Whether a message is made of whole length-delimited fields, those wanted among them."""
+    at, seen = 0, set()
+    try:
+        while at < len(raw):
+            tag, at = _read_varint(raw, at)
+            size, at = _read_varint(raw, at)
+            if tag & 7 != 2:
+                return False
+            seen.add(tag >> 3)
+            at += size
+    except IndexError:
+        return False
+    return at == len(raw) and wanted <= seen
+
+
+def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    """The number that begins there, and where it ends."""
+    value, shift = 0, 0
+    while True:
+        value |= (raw[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if raw[at - 1] < 0x80:
+            return value, at
 
 
 def _varint(value: int) -> bytes:

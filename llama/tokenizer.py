@@ -8,7 +8,14 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from llama.pieces import byte_proto, json_proto, llama2c_proto, tell_unread
+from llama.pieces import (
+    SETTINGS,
+    byte_proto,
+    has_fields,
+    json_proto,
+    llama2c_proto,
+    tell_unread,
+)
 from minillm.errors import UserError
 from minillm.files import Fields, atomic_file, check_readable
 
@@ -119,4 +126,8 @@ def _read_proto(path: Path) -> bytes:
     if path.suffix == ".json":
         return json_proto(path)
     raw = path.read_bytes()
-    return llama2c_proto(raw, path) if path.suffix == ".bin" else raw
+    if path.suffix == ".bin":
+        return llama2c_proto(raw, path)
+    if has_fields(raw) and not has_fields(raw, SETTINGS):
+        raise UserError(f"{path}: ends before its settings; download it again")
+    return raw

@@ -20,7 +20,7 @@ from minillm.files import write_json
 from minillm.fingerprint import fingerprint
 from minillm.hub import find_checkpoint
 from minillm.job import Base, BaseOptions, Data, DataOptions, Job, Options, RunOptions
-from minillm.memory import peak_mib, reset_peak
+from minillm.memory import check_fits, peak_mib, reset_peak
 from minillm.peft_format import save_adapter
 from minillm.plots import plot_run
 from minillm.precision import DTYPES, choose_device, choose_precision
@@ -45,9 +45,12 @@ def load(family: Family, options: BaseOptions) -> Base:
               f"{precision.name}; --precision fp32 has no effect", file=sys.stderr)  # fmt: skip
     before = reset_peak(device)
     torch.manual_seed(options.seed)
-    model, tokenizer, name = load_base(
-        family, options.checkpoint, options.init, options.layers, options.tokenizer, dtype, device
-    )
+    where = options.checkpoint, options.init, options.layers, options.tokenizer, dtype
+    if options.method == "full":  # four times the weights: refused before they are read
+        model, _, name = load_base(family, *where, torch.device("meta"))
+        n_bytes = 16 * sum(p.numel() for p in model.parameters())
+        check_fits(f"{name}: weights, gradients and AdamW's two moments in fp32", n_bytes, device)
+    model, tokenizer, name = load_base(family, *where, device)
     model.attention = options.attention
     model.gradient_checkpointing = options.gradient_checkpointing
     check_text(tokenizer, model.config.vocab_size, name)

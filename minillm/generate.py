@@ -81,7 +81,7 @@ def generate_steps(
     n_prompt = 0 if prompt is None else prompt.size(0)
     limit = model.config.max_seq_len - n_prompt
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
-    if not prompts or max_new_tokens == 0:
+    if len(prompts) == 0 or max_new_tokens == 0:
         return
     device = next(model.parameters()).device
     tokens, left_pad = pad_left(prompts, device)  # (B, T), (B,) or None
@@ -150,8 +150,9 @@ def check_prompts(
 ) -> None:
     """Errors: UserError if a prompt is no list of ids, empty, leaves no room for one new token, or
     holds an id that the embedding does not (a GPU would answer that by failing for good)."""
-    if max_new_tokens < 0:
-        raise UserError(f"max_new_tokens {max_new_tokens}: must not be negative; change it")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise UserError(f"max_new_tokens {max_new_tokens}: must be a whole number, not negative; "
+                        "change it")  # fmt: skip
     for number, tokens in enumerate(prompts, 1):
         is_number = not hasattr(tokens, "__len__") or getattr(tokens, "ndim", 1) == 0
         if is_number or isinstance(tokens, str):
@@ -159,6 +160,8 @@ def check_prompts(
                             "ids, as tokenizer.encode returns one")  # fmt: skip
         if len(tokens) == 0:
             raise UserError(f"prompt {number}: no tokens; begin it with the tokenizer's bos_id")
+        if any(isinstance(token, float) for token in tokens):
+            raise UserError(f"prompt {number}: holds fractions; give ids, as of tokenizer.encode")
         if min(tokens) < 0 or max(tokens) >= vocab_size:
             raise UserError(
                 f"prompt {number}: ids {min(tokens)} to {max(tokens)}, but the model knows 0 to "

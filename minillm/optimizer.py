@@ -27,10 +27,16 @@ class AdamW(torch.optim.AdamW):
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> AdamW:
     """AdamW over the trainable tensors; weight decay on matrices only. Errors: UserError if none
-    is trainable."""
+    is trainable, or one in 16 bits."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise UserError("nothing to train: every tensor is frozen; choose another method or rank")
+    narrow = [name for name, p in model.named_parameters()
+              if p.requires_grad and p.element_size() < 4]  # fmt: skip
+    if narrow:
+        raise UserError(f"{narrow[0]} is trained in 16 bits, which round most updates away; keep "
+                        "what is trained in fp32, and what is frozen as narrow as you "
+                        "like")  # fmt: skip
     matrices = [p for p in trainable if p.dim() > 1]
     vectors = [p for p in trainable if p.dim() <= 1]
     groups = [

@@ -64,7 +64,7 @@ def save_adapter(
         "base": base_name, "layers": base.config.n_layers, "method": method,
         "base_fingerprint": fingerprint(base, tensors.keys()),
         "tokenizer_fingerprint": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-        "template": template, "settings": settings, "merged": False,
+        "template": template, "settings": settings, "merged": False, "tensors": sorted(tensors),
     })  # fmt: skip
 
 
@@ -102,6 +102,9 @@ def load_adapter(model: nn.Module, folder: str | Path, force: bool = False) -> n
     notes = read_notes(folder)
     file = weights_of(folder)
     tensors = open_weights([file])
+    if lost := [name for name in notes.get("tensors", []) if name not in tensors]:
+        raise UserError(f"{file}: lacks {', '.join(lost[:5])}, which minillm.json lists; copy the "
+                        "adapter again")  # fmt: skip
     if not force:
         _check_base(model, notes, folder, set(tensors))
     if kind == "LORA":
@@ -134,7 +137,10 @@ def load_tensors(model: nn.Module, file: Path, tensors: dict[str, LazyTensor]) -
         owner, _, leaf = name.rpartition(".")
         _make_place(model, owner, leaf, lazy, file)
     named = dict(model.named_parameters())
-    expected = {name: tuple(named[name].shape) for name in tensors if name in named}
+    parts = {f"{layer}.{name}" for layer, module in model.named_modules()
+             if isinstance(module, AdapterLinear) for name, _ in module.named_parameters()
+             if name.startswith(("down.", "up."))}  # fmt: skip
+    expected = {name: tuple(p.shape) for name, p in named.items() if name in {*tensors, *parts}}
     check_names(expected, {name: lazy.shape for name, lazy in tensors.items()}, file)
     for name, lazy in tensors.items():
         lazy.write_to(named[name].data)
@@ -161,6 +167,9 @@ def read_notes(folder: Path) -> dict:
     notes = Fields(path)
     if not isinstance(notes.get("base_fingerprint", {}), dict):
         raise UserError(f"{path}: base_fingerprint is no table; save the adapter again")
+    names = notes.get("tensors", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: tensors is no list of names; save the adapter again")
     return notes.content
 
 

@@ -12,7 +12,7 @@ from minillm.adapt.lora_linear import LORA
 from minillm.adapt.lora_parts import LoRAParts
 from minillm.errors import UserError
 from minillm.files import Fields
-from minillm.weights import LazyTensor, check_names, rope_halves, rope_to_halves
+from minillm.weights import LazyTensor, add_once, check_names, rope_halves, rope_to_halves
 
 ROOT = "base_model.model."
 # settings of PEFT that change what the numbers mean, with the values that do not
@@ -101,7 +101,13 @@ def load_lora(
         expected[f"{name}.lora_A"] = (rank, linear.in_features)
         expected[f"{name}.lora_B"] = (linear.out_features, rank)
     check_names(expected, {key: lazy.shape for key, lazy in tensors.items()}, file)
+    _check_targets(folder / "adapter_config.json", model, names, file)
     parts, ranks = _read_shape(folder, notes, modules, names, settings["rank"])
+    factors = {}
+    for key, lazy in tensors.items():  # all of them before the model is changed
+        dtype = modules[key.rpartition(".")[0]].weight.dtype
+        factors[key] = torch.empty(expected[key], dtype=torch.promote_types(dtype, torch.float32))
+        lazy.write_to(factors[key])
     for name in names:
         own, rank = parts.get(name, []), ranks.get(name, settings["rank"])
         share = rank // max(1, len(own))
@@ -111,16 +117,30 @@ def load_lora(
             add_lora(model, slices or [name], share, alpha, settings["dropout"])
         except UserError as error:  # such as a rank above the matrix's
             raise UserError(f"{file}: {error}") from None
-        layer = model.get_submodule(name)
-        shapes = (expected[f"{name}.{factor}"] for factor in LORA)
-        a, b = (torch.empty(shape, dtype=layer.lora_A.dtype) for shape in shapes)
-        tensors[f"{name}.lora_A"].write_to(a)
-        tensors[f"{name}.lora_B"].write_to(b)
+        a, b = (factors[f"{name}.{factor}"] for factor in LORA)
         if b[:, rank:].any():  # of what only fills up there is nothing
             raise UserError(f"{folder / 'minillm.json'}: the rank of {name} is more than {rank} in "
                             f"{file.name}; save again")  # fmt: skip
-        layer.set_factors(a[:rank], b[:, :rank])
+        model.get_submodule(name).set_factors(a[:rank], b[:, :rank])
     model.train(model.training)
+
+
+def _check_targets(path: Path, model: nn.Module, names: list[str], file: Path) -> None:
+    """Errors: UserError if the file lacks a layer that the config's target_modules name: where they
+    are a list, and nothing narrows them down."""
+    config, modules = Fields(path), dict(model.named_modules())
+    targets = config.get("target_modules")
+    narrowed = ("layers_to_transform", "exclude_modules", "target_parameters")
+    if not isinstance(targets, list) or any(config.get(field) for field in narrowed):
+        return
+    lost = [
+        name for name, (hf, _) in model.hf_names().items()
+        if name not in names and isinstance(modules.get(name), nn.Linear)
+        and any(f".{hf}".endswith(f".{target}") for target in targets)
+    ]  # fmt: skip
+    if lost:
+        raise UserError(f"{file}: nothing for {', '.join(lost[:5])}, which {path.name} names; copy "
+                        "the adapter again, or load as many layers as it has")  # fmt: skip
 
 
 def _read_shape(
@@ -158,7 +178,7 @@ def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) ->
             raise UserError(f"{file}: {key} belongs to no layer of this model; a wrong base?")
         if heads and factor == "lora_B":
             lazy = lazy.through(lambda out, heads=heads: rope_halves(out, heads))
-        tensors[f"{name}.{factor}"] = lazy
+        add_once(tensors, f"{name}.{factor}", lazy, key)
     if not tensors:
         raise UserError(f"{file}: holds no tensors; save the adapter again")
     return tensors

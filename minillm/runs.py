@@ -233,6 +233,8 @@ def check_settings(folder: Path, now: dict, override: bool) -> dict:
             continue
         with_ = f"without --{name}" if before[name] is None else f"with --{name} {before[name]}"
         what = f"{folder}: began {with_}, not {now[name]}"
+        if name in ("batch-size", "accumulation-steps", "seed"):
+            what += " (of this epoch's samples some will be met twice or not at all)"
         remedy = f"resume with the same settings (--config {folder / 'config.json'})"
         if name in ("checkpoint", "data", "tokenizer"):
             remedy += ", add --override if it only lies elsewhere now"

@@ -56,13 +56,22 @@ class LazyTensor:
         """`fill`, with the file named if it cannot be read. Errors: UserError."""
         try:
             self.fill(out)
-            # a NaN is both least and greatest; a sum would take an fp32 copy of 16 bits
-            if out.numel() and not bool(torch.stack(torch.aminmax(out)).isfinite().all()):
+            if not _is_finite(out):
+                wide = torch.empty(out.shape, dtype=torch.float64)
+                self.fill(wide)
+                if _is_finite(wide):
+                    raise UserError(f"{self.source}: holds numbers too large for {out.dtype}; use "
+                                    "bf16 or fp32")  # fmt: skip
                 raise UserError(f"{self.source}: holds NaN or infinite numbers; download it again")
         except (UserError, torch.OutOfMemoryError):
             raise
         except (SafetensorError, RuntimeError, ValueError) as error:
             raise _damaged(self.source, error) from None
+
+
+def _is_finite(x: Tensor) -> bool:
+    # a NaN is both least and greatest; a sum would take an fp32 copy of 16 bits
+    return not x.numel() or bool(torch.stack(torch.aminmax(x)).isfinite().all())
 
 
 def open_weights(files: Iterable[Path]) -> dict[str, LazyTensor]:
@@ -152,7 +161,18 @@ def open_hf_weights(folder: Path) -> dict[str, LazyTensor]:
         if name in found and found[name].source.name != shard:
             raise UserError(f"{folder}: the index says that {name} is in {shard}, it is in "
                             f"{found[name].source.name}; download the index again")  # fmt: skip
-    return {name.removeprefix("_orig_mod."): lazy for name, lazy in found.items()}
+    tensors: dict[str, LazyTensor] = {}
+    for key, lazy in found.items():
+        add_once(tensors, key.removeprefix("_orig_mod."), lazy, key)
+    return tensors
+
+
+def add_once(tensors: dict[str, LazyTensor], name: str, lazy: LazyTensor, key: str) -> None:
+    """Puts a file's tensor under another name than its key. Errors: UserError for the second one of
+    that name: which of them counts, nobody could say."""
+    if name in tensors:
+        raise UserError(f"{lazy.source}: {key} is {name} a second time; remove one of them")
+    tensors[name] = lazy
 
 
 def hf_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:

@@ -16,7 +16,7 @@ from minillm.config import with_layers
 from minillm.errors import UserError
 from minillm.files import Fields
 from minillm.hub import Official
-from minillm.weights import LazyTensor, assign_weights, open_hf_weights
+from minillm.weights import LazyTensor, add_once, assign_weights, open_hf_weights
 from phi.model import Phi, PhiConfig
 from phi.tokenizer import PhiTokenizer
 
@@ -58,8 +58,10 @@ def open_hf(folder: Path) -> tuple[PhiConfig, dict[str, LazyTensor]]:
         what = "no config.json" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}; give a model's folder")
     config = read_config(folder / "config.json")
-    found = open_hf_weights(folder)
-    return config, {name.removeprefix("model."): lazy for name, lazy in found.items()}
+    tensors: dict[str, LazyTensor] = {}
+    for key, lazy in open_hf_weights(folder).items():
+        add_once(tensors, key.removeprefix("model."), lazy, key)
+    return config, tensors
 
 
 def read_config(path: Path) -> PhiConfig:

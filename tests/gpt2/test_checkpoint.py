@@ -136,6 +136,35 @@ def test_one_tensor_without_the_prefix_is_the_only_one_named(folder):
         load_gpt2(folder)
 
 
+@pytest.mark.parametrize(("key", "message"), [
+    ("h.0.ln_1.weight", "h.0.ln_1.weight lacks the prefix transformer. of the others"),
+    ("_orig_mod.transformer.h.0.ln_1.weight", "a second time"),
+])  # fmt: skip
+def test_a_tensor_that_is_there_twice_is_refused(folder, key, message):
+    rewrite(folder, lambda state: state | {key: state["transformer.h.0.ln_1.weight"] + 1})
+    with pytest.raises(UserError, match=message):
+        load_gpt2(folder)
+
+
+def test_a_tensor_without_the_prefix_of_the_others_is_named(folder):
+    rewrite(folder, lambda s: {k.removeprefix("transformer.") if "ln_f.b" in k else k: v
+                               for k, v in s.items()})  # fmt: skip
+    with pytest.raises(UserError, match=r"ln_f\.bias lacks the prefix"):
+        load_gpt2(folder)
+
+
+def test_a_tiktoken_file_that_was_cut_is_known_by_its_length(folder, bpe):
+    import base64
+
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in bpe.ranks.items()]
+    cut = folder / "vocab.tiktoken"
+    cut.write_text("\n".join(lines) + "\n")
+    assert load_gpt2(folder, tokenizer=cut)[1].ranks == bpe.ranks
+    cut.write_text("\n".join(lines[:-5]) + "\n")
+    with pytest.raises(UserError, match="the tokenizer has 295 pieces, the model 300"):
+        load_gpt2(folder, tokenizer=cut)
+
+
 def test_a_vocabulary_of_another_model_is_refused(folder, bpe):
     rewrite(folder, lambda s: s | {"transformer.wte.weight": torch.zeros(5000, 32)})
     configure(folder, vocab_size=5000)

@@ -383,9 +383,14 @@ def test_beside_a_tokenizer_of_another_kind_text_is_bytes_with_a_warning(folder,
     assert "tokenizer.json: no tokenizer of Llama's kind" in warned and "bytes" in warned
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_metas_rope_theta_and_a_head_it_leaves_out_count(tied, tokenizer, tmp_path):
-    model = sharp(Llama(small_config(tied_head=tied, rope_theta=77.0)))
+def test_a_head_that_metas_file_lost_is_missed(tokenizer, tmp_path):
+    write_meta(sharp(Llama(small_config(tied_head=True))), tokenizer, tmp_path)
+    with pytest.raises(UserError, match=r"missing: output\.weight"):
+        load_llama(tmp_path)
+
+
+def test_metas_rope_theta_counts(tokenizer, tmp_path):
+    model = sharp(Llama(small_config(rope_theta=77.0)))
     write_meta(model, tokenizer, tmp_path)
     path = tmp_path / "params.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_theta": 77.0}))
@@ -401,6 +406,25 @@ def test_what_meta_folders_of_other_models_say_is_refused(field, tokenizer, tmp_
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: 4096}))
     with pytest.raises(UserError, match=rf"params\.json: {field} 4096"):
         load_llama(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "more", "message"), [
+    ("model.layers.0.self_attn.q_proj.weight", "layers.0.attention.wq.weight", "is Meta's name"),
+    (None, "layers.0.attention.wq.weight", "is Meta's name"),
+    (None, "_orig_mod.model.norm.weight", "is model.norm.weight a second time"),
+    (None, "model.layers.0.self_attn.q_proj", "unexpected: model.layers.0.self_attn.q_proj;"),
+])  # fmt: skip
+def test_a_tensor_under_another_name_is_refused_beside_its_own_or_in_its_place(
+    folder, key, more, message
+):
+    state = load_file(folder / "model.safetensors")
+    like = state["model.norm.weight"] if "norm" in more else state[
+        "model.layers.0.self_attn.q_proj.weight"]  # fmt: skip
+    (folder / "model.safetensors").unlink()
+    state = {name: value for name, value in state.items() if name != key}
+    save_file(state | {more: like.clone()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        load_llama(folder)
 
 
 def test_hugging_faces_weights_count_where_params_json_lies_beside_them(folder, model):

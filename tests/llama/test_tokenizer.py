@@ -1,17 +1,18 @@
 """The tokenizer: exact on any text, streamed text equal to the whole, no half characters."""
 
 import json
+import struct
 
 import pytest
 
-from llama import LlamaTokenizer
+from llama import Llama, LlamaTokenizer, load_llama, save_llama
 from minillm.data.batches import encode_samples
 from minillm.data.samples import Sample
 from minillm.errors import UserError
 from minillm.losses import IGNORED
 from minillm.predict import label_row
 from minillm.text_stream import TextStream
-from tests.conftest import TINY_LLAMA, shared
+from tests.conftest import TINY_LLAMA, shared, small_config
 
 TEXTS = [
     "Nora went to the harbour.", " leading space", "two  spaces\tand a tab\nand a line",
@@ -153,3 +154,38 @@ def test_tokens_added_to_tokenizer_json_are_told_to_be_plain_text(tokenizer, tmp
 def test_a_folder_names_the_tokenizer_in_it(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     assert LlamaTokenizer(tmp_path).encode("the cat") == tokenizer.encode("the cat")
+
+
+def test_a_tokenizer_model_that_ends_before_its_settings_is_refused(tokenizer, tmp_path):
+    """SentencePiece reads it all the same, and joins the spaces of a text."""
+    raw, cuts, at = tokenizer.model_proto, [], 0
+    while at < len(raw):  # where each field ends
+        size, shift = 0, 0
+        at += 1
+        while True:
+            size |= (raw[at] & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+            if raw[at - 1] < 0x80:
+                break
+        cuts.append(at := at + size)
+    for cut in (cuts[300], cuts[-3], cuts[-2]):
+        (tmp_path / "tokenizer.model").write_bytes(raw[:cut])
+        with pytest.raises(UserError, match="ends before its settings; download it again"):
+            LlamaTokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(raw)
+    assert LlamaTokenizer(tmp_path).encode("a  b") == tokenizer.encode("a  b")
+
+
+def test_a_tokenizer_of_llama2c_that_was_cut_is_known_by_its_length(tmp_path, tokenizer):
+
+
+    pieces = [tokenizer.pieces.id_to_piece(i).replace("\u2581", " ").encode() for i in range(2048)]
+    entries = [struct.pack("<fi", -float(i), len(text)) + text for i, text in enumerate(pieces)]
+    save_llama(Llama(small_config()), tokenizer, tmp_path / "hf")
+    for n in (2048, 2000):
+        (tmp_path / "t.bin").write_bytes(struct.pack("<i", 20) + b"".join(entries[:n]))
+        if n == 2048:
+            assert load_llama(tmp_path / "hf", tokenizer=tmp_path / "t.bin")[1].vocab_size == n
+        else:
+            with pytest.raises(UserError, match="the tokenizer has 2000 pieces, the model 2048"):
+                load_llama(tmp_path / "hf", tokenizer=tmp_path / "t.bin")

@@ -105,6 +105,11 @@ def test_nothing_to_do_gives_nothing(model):
     assert generate(model, [[1], [2]], 0) == [[], []]
 
 
+def test_prompts_may_be_one_tensor(model):
+    prompts = [[1, 2], [3, 4]]
+    assert generate(model, torch.tensor(prompts), 3) == generate(model, prompts, 3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -119,6 +124,9 @@ def test_nothing_to_do_gives_nothing(model):
         ({"temperature": -1}, "temperature -1"),
         ({"temperature": math.nan}, "temperature nan"),
         ({"top_k": -1}, "top_k -1"),
+        ({"top_k": 2.5}, "top_k 2.5"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens 2.5"),
+        ({"prompts": [[1.5, 2]]}, "prompt 1: holds fractions"),
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"repetition_penalty": 0}, "repetition_penalty 0"),
         ({"max_new_tokens": -1}, "max_new_tokens -1"),

@@ -363,7 +363,7 @@ def test_mark_returns_the_model_and_takes_a_bare_layer():
         ({"targets": ("norm",)}, "norm"),
         ({"targets": ("q",)}, "'q' matches no layer"),  # the end of a name is no name
         ({"targets": ("wk",), "rank": 17}, "between 1 and 16"),
-        ({"targets": "wq"}, "LoRA targets 'wq': one text; give several"),
+        ({"targets": "wq"}, "LoRA targets 'wq': one text; give a list"),
         ({"rank": 0}, "layers.0.attention.wq"),
         ({"rank": 33}, "between 1 and 32"),
         ({"rank": 2.5}, "between 1 and 32"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from llama import Llama
 from minillm.data.batches import Batches, Row
-from minillm.errors import NumericError
+from minillm.errors import NumericError, UserError
 from minillm.losses import token_loss
 from minillm.optimizer import lr_at, make_optimizer, take_step
 from minillm.progress import Progress
@@ -80,3 +80,19 @@ def test_a_step_without_any_label_changes_nothing():
     before = [p.detach().clone() for p in model.parameters()]
     train(model, token_loss, Batches(rows, 1, 0), None, TrainSettings(), FP32)
     assert all(torch.equal(p, kept) for p, kept in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_trained_in_16_bits_is_refused_by_name(dtype):
+    model = lora_model()
+    for name, p in model.named_parameters():
+        p.data = p.data.to(dtype if not p.requires_grad or "layers.1" in name else torch.float32)
+    with pytest.raises(UserError, match=r"layers\.1\..*lora_A is trained in 16 bits"):
+        make_optimizer(model, TrainSettings())
+
+
+def test_what_is_frozen_may_be_in_16_bits():
+    model = lora_model()
+    for p in model.parameters():
+        p.data = p.data if p.requires_grad else p.data.to(torch.bfloat16)
+    assert make_optimizer(model, TrainSettings()).param_groups

@@ -264,6 +264,59 @@ def test_more_than_lora_on_linear_layers_is_refused_by_name(base, tmp_path, key)
         load_adapter(load_llama(base)[0], tmp_path)
 
 
+@pytest.mark.parametrize("has_notes", [True, False])
+def test_lora_that_a_file_lost_is_missed(base, tmp_path, has_notes):
+    """Also in PEFT's own file, by what its config says of it."""
+    save_adapter(adapted(load_llama(base)[0]), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "layers.1." not in k}, file)
+    if not has_notes:
+        (tmp_path / "minillm.json").unlink()
+    model = load_llama(base)[0]
+    told = "lacks .*layers.1.*which minillm.json lists" if has_notes else "nothing for layers.1"
+    with pytest.raises(UserError, match=told):
+        load_adapter(model, tmp_path)
+    assert not lora_layers(model)
+
+
+@pytest.mark.parametrize(("method", "lost", "has_notes"), [
+    ("adapters", "down.weight", True), ("adapters", "up.bias", False), ("bitfit", "wq.bias", True),
+])  # fmt: skip
+def test_a_tensor_that_a_file_lost_is_missed(base, tmp_path, tokenizer, method, lost, has_notes):
+    model, _ = adapt(load_llama(base)[0], tokenizer, method, MethodOptions(add_biases=True))
+    save_adapter(model, tmp_path, method=method)
+    file, tensors = tmp_path / "adapter_model.safetensors", None
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(lost))
+    save_file({k: v for k, v in tensors.items() if k != name}, file)
+    if not has_notes:
+        (tmp_path / "minillm.json").unlink()
+    with pytest.raises(UserError, match=name):
+        load_adapter(load_llama(base)[0], tmp_path)
+
+
+def test_lora_under_two_names_is_refused(base, tmp_path):
+    save_adapter(adapted(load_llama(base)[0]), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(iter(tensors))
+    save_file(tensors | {key.removeprefix("base_model.model."): tensors[key] + 1}, file)
+    with pytest.raises(UserError, match="a second time"):
+        load_adapter(load_llama(base)[0], tmp_path)
+
+
+def test_numbers_that_cannot_be_leave_the_model_plain(base, tmp_path):
+    save_adapter(adapted(load_llama(base)[0]), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors[[name for name in tensors if "layers.1." in name][-1]][0, 0] = torch.nan
+    save_file(tensors, file)
+    model = load_llama(base)[0]
+    with pytest.raises(UserError, match="NaN"):
+        load_adapter(model, tmp_path)
+    assert not lora_layers(model)
+
+
 @pytest.mark.parametrize("rank", [1, 9])
 def test_ranks_that_the_file_does_not_have_are_refused(base, tmp_path, rank):
     save_adapter(with_ranks_4_and_2(load_llama(base)[0], 4), tmp_path)

@@ -265,12 +265,24 @@ def test_a_step_is_told_by_what_is_in_it(flags, cut, capsys):
     assert f"step: {cut}" in capsys.readouterr().out
 
 
-def test_a_dry_run_tells_whether_the_run_could_be_resumed(run, tmp_path):
+def test_full_fine_tuning_that_cannot_fit_is_refused_before_a_weight_is_read(monkeypatch):
+    """The weights alone would fit."""
+    n_bytes = 4 * sum(p.numel() for p in load_llama(TINY_LLAMA, n_layers=1)[0].parameters())
+    monkeypatch.setattr("minillm.memory.free_mib", lambda device: 2 * n_bytes / 2**20)
+    finetune_llama.main([*QUICK, "--dry-run"])
+    with pytest.raises(UserError, match="AdamW's two moments in fp32: out of memory: needs 12 MiB"):
+        finetune_llama.main([*QUICK, "--method", "full", "--dry-run"])
+
+
+def test_a_dry_run_tells_whether_the_run_could_be_resumed(run, tmp_path, capsys):
     again = [*QUICK, "--lr", "0.01", "--epochs", "3", "--out-dir", str(run[0]), "--resume"]
     finetune_llama.main([*again, "--dry-run"])
     with pytest.raises(UserError, match="began with --lr 0.01, not 0.02"):
         finetune_llama.main([*again, "--lr", "0.02", "--dry-run"])
     finetune_llama.main([*again, "--lr", "0.02", "--dry-run", "--override"])
+    assert "of this epoch's samples" not in capsys.readouterr().err
+    finetune_llama.main([*again, "--batch-size", "2", "--dry-run", "--override"])
+    assert "of this epoch's samples some will be met twice or not" in capsys.readouterr().err
     with pytest.raises(UserError, match="no run to resume"):
         finetune_llama.parse_args([*again, "--out-dir", str(tmp_path), "--dry-run"])
 
