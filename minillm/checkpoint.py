@@ -34,11 +34,14 @@ def empty_model(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-    """Random weights, drawn in `dtype` on `device`, for a model built on the meta device."""
+    """Random weights, drawn in `dtype` on `device`, for a model built on the meta device; on that
+    device, nothing is drawn."""
     n_numbers = sum(parameter.numel() for parameter in model.parameters())
     check_fits("random weights", n_numbers * dtype.itemsize, device)
-    model.to(dtype).to_empty(device=device)
-    model.init_weights()
+    model.to(dtype)
+    if torch.device(device).type != "meta":
+        model.to_empty(device=device)
+        model.init_weights()
     return model
 
 

@@ -2,6 +2,8 @@
 the folder of a run, what is left on disk. What they show is in report.py, their flags in flags.py.
 """
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,18 +46,26 @@ def load(family: Family, options: BaseOptions) -> Base:
         print(f"warning: --frozen-dtype {precision.name}: such weights are multiplied in "
               f"{precision.name}; --precision fp32 has no effect", file=sys.stderr)  # fmt: skip
     before = reset_peak(device)
-    torch.manual_seed(options.seed)
     where = options.checkpoint, options.init, options.layers, options.tokenizer, dtype
-    if options.method == "full":  # four times the weights: refused before they are read
-        model, _, name = load_base(family, *where, torch.device("meta"))
-        n_bytes = 16 * sum(p.numel() for p in model.parameters())
-        check_fits(f"{name}: weights, gradients and AdamW's two moments in fp32", n_bytes, device)
+    if options.method == "full":
+        check_full(family, *where, device)
+    torch.manual_seed(options.seed)
     model, tokenizer, name = load_base(family, *where, device)
     model.attention = options.attention
     model.gradient_checkpointing = options.gradient_checkpointing
     check_text(tokenizer, model.config.vocab_size, name)
     size = sum(p.numel() for p in model.parameters())
     return Base(family, model, tokenizer, name, precision, before, size)
+
+
+def check_full(family: Family, *where) -> None:
+    """Errors: UserError if weights that all are trained do not fit with what that takes, four times
+    as much: before any is read. `where` are load_base's arguments."""
+    *of_model, device = where
+    with contextlib.redirect_stderr(io.StringIO()):  # its warnings come with the weights
+        model, _, name = load_base(family, *of_model, torch.device("meta"))
+    n_bytes = 16 * sum(p.numel() for p in model.parameters())
+    check_fits(f"{name}: weights, gradients and AdamW's two moments in fp32", n_bytes, device)
 
 
 def load_base(
