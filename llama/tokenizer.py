@@ -129,5 +129,6 @@ def _read_proto(path: Path) -> bytes:
     if path.suffix == ".bin":
         return llama2c_proto(raw, path)
     if has_fields(raw) and not has_fields(raw, SETTINGS):
-        raise UserError(f"{path}: ends before its settings; download it again")
+        raise UserError(f"{path}: ends before its settings, or has none; download it "
+                        "again")  # fmt: skip
     return raw

@@ -84,9 +84,14 @@ def check_tokenizer(tokenizer, vocab_size: int, where: str | Path) -> None:
         print(f"warning: {where}: no tokenizer beside it; {use} (add --tokenizer)", file=sys.stderr)
         return
     _check_settings(tokenizer, Path(where))
-    # these two end anywhere: one that was cut is known by its length alone
-    may_be_padded = Path(tokenizer.path).suffix not in (".bin", ".tiktoken")
-    if not 0 <= vocab_size - tokenizer.vocab_size < (1024 if may_be_padded else 1):
+    more = vocab_size - tokenizer.vocab_size
+    is_wrong = not 0 <= more < 1024
+    if more and Path(tokenizer.path).suffix in (".bin", ".tiktoken"):  # which may end anywhere
+        is_wrong |= not any(vocab_size % unit == 0 and more < unit for unit in (64, 128))
+        if not is_wrong:
+            print(f"warning: {tokenizer.path}: {tokenizer.vocab_size} pieces for the {vocab_size} "
+                  "of the model: cut, unless those are padded", file=sys.stderr)  # fmt: skip
+    if is_wrong:
         raise UserError(
             f"{where}: the tokenizer has {tokenizer.vocab_size} pieces, the model {vocab_size}; "
             f"give the one it was trained with by --tokenizer, in place of {tokenizer.path}"

@@ -65,7 +65,8 @@ def check_full(family: Family, *where) -> None:
     with contextlib.redirect_stderr(io.StringIO()):  # its warnings come with the weights
         model, _, name = load_base(family, *of_model, torch.device("meta"))
     n_bytes = 16 * sum(p.numel() for p in model.parameters())
-    check_fits(f"{name}: weights, gradients and AdamW's two moments in fp32", n_bytes, device)
+    what = f"{name}: weights, gradients and AdamW's two moments in fp32"
+    check_fits(what, n_bytes, device, "train less of it (--method lora)")
 
 
 def load_base(

@@ -1,5 +1,6 @@
 """Generation with and without the KV cache: one loop. How a token is chosen is in sampling.py."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -150,7 +151,7 @@ def check_prompts(
 ) -> None:
     """Errors: UserError if a prompt is no list of ids, empty, leaves no room for one new token, or
     holds an id that the embedding does not (a GPU would answer that by failing for good)."""
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+    if not hasattr(max_new_tokens, "__index__") or max_new_tokens < 0:
         raise UserError(f"max_new_tokens {max_new_tokens}: must be a whole number, not negative; "
                         "change it")  # fmt: skip
     for number, tokens in enumerate(prompts, 1):
@@ -160,11 +161,14 @@ def check_prompts(
                             "ids, as tokenizer.encode returns one")  # fmt: skip
         if len(tokens) == 0:
             raise UserError(f"prompt {number}: no tokens; begin it with the tokenizer's bos_id")
-        if any(isinstance(token, float) for token in tokens):
-            raise UserError(f"prompt {number}: holds fractions; give ids, as of tokenizer.encode")
-        if min(tokens) < 0 or max(tokens) >= vocab_size:
+        try:
+            ids = [operator.index(token) for token in tokens]
+        except TypeError:
+            raise UserError(f"prompt {number}: holds more than whole numbers; give ids, as of "
+                            "tokenizer.encode") from None  # fmt: skip
+        if min(ids) < 0 or max(ids) >= vocab_size:
             raise UserError(
-                f"prompt {number}: ids {min(tokens)} to {max(tokens)}, but the model knows 0 to "
+                f"prompt {number}: ids {min(ids)} to {max(ids)}, but the model knows 0 to "
                 f"{vocab_size - 1}; use the tokenizer it was trained with"
             )
         if len(tokens) >= limit:

@@ -74,13 +74,15 @@ def free_mib(device: torch.device) -> float:
     return min(free, max(0.0, (limit - used) / MIB)) if limit and used else free
 
 
-def check_fits(what: str, n_bytes: int, device: torch.device | str) -> None:
+def check_fits(
+    what: str, n_bytes: int, device: torch.device | str, remedy: str = "a narrower dtype"
+) -> None:
     """Errors: UserError, before anything is allocated, if there is not that much memory."""
     device = torch.device(device)
     free = 0.0 if device.type == "meta" else free_mib(device)
     if free and n_bytes / MIB > free:
         raise UserError(f"{what}: out of memory: needs {n_bytes / MIB:,.0f} MiB on {device}, "
-                        f"{free:,.0f} are free; add --layers N, or a narrower dtype")  # fmt: skip
+                        f"{free:,.0f} are free; add --layers N, or {remedy}")  # fmt: skip
 
 
 def _read(path: str, field: str = "") -> int:

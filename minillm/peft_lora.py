@@ -131,7 +131,7 @@ def _check_targets(path: Path, model: nn.Module, names: list[str], file: Path) -
     config, modules = Fields(path), dict(model.named_modules())
     targets = config.get("target_modules")
     narrowed = ("layers_to_transform", "exclude_modules", "target_parameters")
-    if not isinstance(targets, list) or any(config.get(field) for field in narrowed):
+    if not isinstance(targets, list) or any(config.get(f) not in (None, [], {}) for f in narrowed):
         return
     lost = [
         name for name, (hf, _) in model.hf_names().items()

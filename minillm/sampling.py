@@ -30,7 +30,7 @@ class Sampling:
         bad = None
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             bad = f"temperature {self.temperature}: must be 0 (greedy) or a positive number"
-        elif self.top_k is not None and not (isinstance(self.top_k, int) and self.top_k >= 0):
+        elif self.top_k is not None and not (hasattr(self.top_k, "__index__") and self.top_k >= 0):
             bad = f"top_k {self.top_k}: must be a whole number, not negative"
         elif self.top_p is not None and not 0 <= self.top_p <= 1:
             bad = f"top_p {self.top_p}: must lie between 0 and 1"

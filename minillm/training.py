@@ -67,8 +67,9 @@ def train(
     ended = progress.step >= last_step or out_of_patience(progress, settings)
     if ended:
         print(f"already complete: {progress.step} of {last_step} steps", flush=True)
-        if evaluate_late(model, loss_fn, held_out, precision, progress, run):
+        if row := evaluate_late(model, loss_fn, held_out, precision, progress, run):
             save(run, progress, model, optimizer, scaler)
+            run.replace_last(row)
     else:
         check_schedule(run, progress, settings, steps_per_epoch)
     bar = tqdm(total=last_step, initial=progress.step, desc="train", unit="step", leave=False)
@@ -202,16 +203,15 @@ def evaluate(
 def evaluate_late(
     model: nn.Module, loss_fn: LossFn, held_out: Iterable | None, precision: Precision,
     progress: Progress, run: Run | None,
-) -> bool:  # fmt: skip
-    """Evaluates the last step of a run that was stopped there and is to end there; whether that was
-    so."""
+) -> dict | None:  # fmt: skip
+    """Evaluates the last step of a run that was stopped there and is to end there: its line of the
+    log, then; None for a run that came to its end."""
     row = run.last_row(progress.step) if run is not None else {}
     if run is None or held_out is None or "held_out_loss" in row:
-        return False
+        return None
     row["held_out_loss"] = evaluate(model, loss_fn, held_out, precision)
     note_held_out(row, progress, model, run)
-    run.replace_last(row)
-    return True
+    return row
 
 
 def note_held_out(row: dict, progress: Progress, model: nn.Module, run: Run | None) -> None:

@@ -97,10 +97,11 @@ def write_samples(model, tokenizer, sample, kind: str, n: int, seed: int, sampli
     return [until_next_cue(text) for text in texts] if kind == "summaries" else texts
 
 
-def write_all(texts: dict[Path, str]) -> None:
-    """Writes files; if one of them is there with another text, all are kept, under a number."""
+def write_all(texts: dict[Path, str], beside: Path) -> None:
+    """Writes files; if one of them is there with another text, all are kept, under a number, and
+    what lies `beside`, written or not."""
     if any(path.exists() and path.read_bytes() != text.encode() for path, text in texts.items()):
-        set_aside(*texts)
+        set_aside(*{*texts, beside})
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
@@ -137,7 +138,7 @@ def main(argv=None) -> list[list[str]]:
     pairs = zip(inputs, written, strict=True)
     blocks = [block(layout, i, asked.prompt, texts) for i, (asked, texts) in enumerate(pairs, 1)]
     path = folder / layout.file.format(name)
-    texts = {path: "".join(blocks)}
+    texts, score_path = {path: "".join(blocks)}, folder / SCORES.format(name)
     about = {"settings": settings_of(args) | sampling | {
         "template": template and template.to_dict(),
         "counted by the repetition penalty": "tokens of the prompt too",
@@ -148,9 +149,10 @@ def main(argv=None) -> list[list[str]]:
         by_post = [statistics.fmean(of_post) for of_post in zip(*scores, strict=True)]
         about["rouge1"] = mean_with_interval(by_post)
         score = score_file([statistics.fmean(of_set) for of_set in scores])
-        texts[folder / SCORES.format(name)] = score
+        texts[score_path] = score
         print(score.splitlines()[-1])
-    write_all(texts | {path.with_suffix(".json"): json.dumps(about, indent=1) + "\n"})
+    texts[path.with_suffix(".json")] = json.dumps(about, indent=1) + "\n"
+    write_all(texts, score_path if args.kind == "summaries" else path)
     return written
 
 

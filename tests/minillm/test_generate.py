@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -110,6 +111,12 @@ def test_prompts_may_be_one_tensor(model):
     assert generate(model, torch.tensor(prompts), 3) == generate(model, prompts, 3)
 
 
+def test_numbers_may_be_numpys(model):
+    want = generate(model, [[1, 2]], 3, top_k=5, temperature=1.0, seed=1)
+    how = {"top_k": np.int64(5), "temperature": 1.0, "seed": 1}
+    assert generate(model, [np.array([1, 2])], np.int64(3), **how) == want
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -126,7 +133,8 @@ def test_prompts_may_be_one_tensor(model):
         ({"top_k": -1}, "top_k -1"),
         ({"top_k": 2.5}, "top_k 2.5"),
         ({"max_new_tokens": 2.5}, "max_new_tokens 2.5"),
-        ({"prompts": [[1.5, 2]]}, "prompt 1: holds fractions"),
+        ({"prompts": [[1.5, 2]]}, "prompt 1: holds more than whole numbers"),
+        ({"prompts": [torch.tensor([1.0])]}, "prompt 1: holds more than whole numbers"),
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"repetition_penalty": 0}, "repetition_penalty 0"),
         ({"max_new_tokens": -1}, "max_new_tokens -1"),

@@ -279,6 +279,30 @@ def test_lora_that_a_file_lost_is_missed(base, tmp_path, has_notes):
     assert not lora_layers(model)
 
 
+@pytest.mark.parametrize(("change", "is_whole"), [
+    ({}, False), ({"layers_to_transform": 0}, True), ({"layers_to_transform": [0]}, True),
+    ({"exclude_modules": ["model.layers.1.self_attn.q_proj"]}, True),
+    ({"layers_to_transform": None, "exclude_modules": []}, False),
+    ({"target_modules": ["0.self_attn.q_proj"]}, True), ({"target_modules": ".*q_proj"}, True),
+])  # fmt: skip
+def test_what_pefts_file_must_hold_is_what_its_config_narrows_down(
+    change, is_whole, tokenizer, tmp_path
+):
+    save_llama(sharp(Llama(small_config(n_layers=11))), tokenizer, tmp_path / "base")
+    model = adapted(load_llama(tmp_path / "base")[0], ("layers.0.attention.wq",))
+    save_adapter(model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "minillm.json").unlink()
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"target_modules": ["q_proj"]}
+    path.write_text(json.dumps(config | change))
+    plain = load_llama(tmp_path / "base")[0]
+    if is_whole:
+        load_adapter(plain, tmp_path / "adapter")
+    else:
+        with pytest.raises(UserError, match=r"nothing for layers\.1\."):
+            load_adapter(plain, tmp_path / "adapter")
+
+
 @pytest.mark.parametrize(("method", "lost", "has_notes"), [
     ("adapters", "down.weight", True), ("adapters", "up.bias", False), ("bitfit", "wq.bias", True),
 ])  # fmt: skip

@@ -269,6 +269,7 @@ def test_a_complete_run_is_evaluated_only_where_its_last_line_was_lost(tmp_path,
     ("linear", (1, 3), (1, None), "began for 3 steps and goes on as that of 4"),
     ("cosine", (1, 3), (2, 3), None), ("cosine", (1, 4), (1, 9), None),
     ("constant", (1, 2), (1, 4), None), ("cosine", (1, 2), (1, 2), None),
+    ("cosine", (1, 4), (1, 2), None),  # it is complete
 ])  # fmt: skip
 def test_a_schedule_that_goes_on_for_another_number_of_steps_is_told(
     schedule, began, now, told, tmp_path, capsys

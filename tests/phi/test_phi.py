@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from minillm.errors import UserError
 from minillm.peft_format import load_adapter
@@ -69,6 +69,14 @@ def test_a_folder_of_transformers_comes_back_bit_for_bit(bpe, folder, tmp_path):
     ours, first = (load_file(where / "model.safetensors") for where in (tmp_path / "ours", folder))
     assert ours.keys() == first.keys()
     assert all(torch.equal(ours[name], first[name]) for name in first)
+
+
+def test_a_tensor_that_is_there_twice_is_refused(folder):
+    state = load_file(folder / "model.safetensors")
+    norm = "model.final_layernorm.weight"
+    save_file(state | {norm.removeprefix("model."): state[norm] + 1}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="a second time"):
+        load_phi(folder)
 
 
 def test_the_first_layers_alone_are_read(folder):

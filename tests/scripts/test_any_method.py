@@ -146,12 +146,14 @@ def test_samples_go_into_the_courses_files(kind, text, name, tmp_path):
 
 def test_what_belongs_together_is_kept_under_one_number(tmp_path):
     paths = [tmp_path / name for name in ("a.txt", "b.1.txt", "c.txt")]
-    samples.write_all(dict.fromkeys(paths[:2], "old"))
-    (tmp_path / "b.1-1.txt").symlink_to("nowhere")
-    samples.write_all({paths[0]: "new", paths[1]: "old", paths[2]: "new"})
-    assert [path.read_text() for path in paths] == ["new", "old", "new"]
+    beside = tmp_path / "score.txt"
+    beside.write_text("of the old")
+    samples.write_all(dict.fromkeys(paths[:2], "old"), beside)
+    (tmp_path / "c-1.txt").symlink_to("nowhere")
+    samples.write_all({paths[0]: "old", paths[1]: "new", paths[2]: "new"}, beside)
+    assert [path.read_text() for path in paths] == ["old", "new", "new"]
     kept = {path.name for path in tmp_path.iterdir()} - {path.name for path in paths}
-    assert kept == {"a-2.txt", "b.1-2.txt", "b.1-1.txt"}
+    assert kept == {"a-2.txt", "b.1-2.txt", "c-1.txt", "score-2.txt"}
 
 
 def test_a_model_with_sft_in_the_name_it_is_given_is_asked_as_the_course_asks(tmp_path, capsys):
@@ -284,6 +286,8 @@ def test_a_score_is_the_mean_of_the_sets_in_the_posts_order(tmp_path):
               for texts, reference in zip(written, references, strict=True) for text in texts]
     told = (tmp_path / "output_rouge_score_tiny-gpt2.txt").read_text().splitlines()[-1]
     assert float(told.rpartition(" ")[2]) == pytest.approx(statistics.fmean(scores))
+    about = json.loads((tmp_path / "output_reddit_summaries_tiny-gpt2.json").read_text())
+    assert about["rouge1"]["mean"] == pytest.approx(statistics.fmean(scores)) and any(scores)
 
 
 @pytest.mark.parametrize("script", [finetune_llama, finetune_gpt2, finetune_phi, dpo],

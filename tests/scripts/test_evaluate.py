@@ -96,6 +96,15 @@ def test_a_model_that_answers_otherwise_under_the_same_name_replaces_no_results(
     assert (reviews / "model" / "evaluation-test" / f"{LIKELIHOOD}-1" / "results.json").exists()
 
 
+def test_predictions_that_differ_are_other_results(reviews):
+    again = [*MODEL, "--data", str(reviews), "--by", LIKELIHOOD, "--out-dir", str(reviews)]
+    evaluate.main(again)
+    folder = reviews / "evaluation-test" / LIKELIHOOD
+    (folder / "predictions.json").write_text("[]")
+    evaluate.main(again)
+    assert (folder.with_name(f"{LIKELIHOOD}-1") / "predictions.json").read_text() == "[]"
+
+
 def test_results_that_cannot_be_read_are_kept_too(reviews):
     folder = reviews / "evaluation-test" / LIKELIHOOD
     folder.mkdir(parents=True)
