@@ -38,8 +38,7 @@ def plot_run(
     """Loss against optimizer steps, training and held-out (from that `before` training on); `floor`
     draws a lower bound, `per` is what a loss is the mean over."""
     with picture(path) as axes:
-        known = [r for r in rows if "loss" in r]
-        axes.plot([r["step"] for r in known], [r["loss"] for r in known], lw=0.8, label="training")
+        axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], lw=0.8, label="training")
         steps, losses = held_out_losses(rows)
         if before is not None:
             steps, losses = [0, *steps], [before, *losses]

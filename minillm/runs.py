@@ -115,8 +115,10 @@ class Run:
         return next((row for row in self.rows()[-1:] if row["step"] == step), {"step": step})
 
     def replace_last(self, row: dict) -> None:
-        """Writes the line of the newest step anew."""
-        self._write_rows([old for old in self.rows() if old["step"] < row["step"]] + [row])
+        """Writes the line of the newest step anew; nothing where the line was lost."""
+        *before, last = self.rows() or [{"step": 0}]
+        if last["step"] == row["step"]:
+            self._write_rows([*before, row])
 
     def _write_rows(self, rows: list[dict]) -> None:
         with atomic_file(self.metrics) as temporary:

@@ -24,10 +24,10 @@ def test_only_what_forward_kept_can_be_freed_before_the_peak():
 
 @pytest.mark.parametrize(("before", "line"), [(None, [(5, 2.0)]), (4.0, [(0, 4.0), (5, 2.0)])])
 def test_a_held_out_loss_is_drawn_from_before_training_on(before, line, tmp_path, monkeypatch):
-    rows, drawn = [{"step": 1, "loss": 3.0}, {"step": 5, "held_out_loss": 2.0}], []
+    rows, drawn = [{"step": 1, "loss": 3.0}, {"step": 5, "loss": 2.5, "held_out_loss": 2.0}], []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: drawn.extend(figure.axes))
     plot_run(rows, tmp_path / "loss.png", before=before, per="pair")
     (axes,) = drawn
     curves = {curve.get_label(): [*zip(*curve.get_data(), strict=True)] for curve in axes.lines}
-    assert curves == {"training": [(1, 3.0)], "held out": line}
+    assert curves == {"training": [(1, 3.0), (5, 2.5)], "held out": line}
     assert axes.get_ylabel() == "loss, nats per pair"

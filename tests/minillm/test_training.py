@@ -262,6 +262,7 @@ def test_a_complete_run_is_evaluated_only_where_its_last_line_was_lost(tmp_path,
         progress, _ = train(lora_model(), token_loss, batches, held_out, settings, FP32, run)
         assert ("held-out" in capsys.readouterr().out) == lost
         assert (progress.step, progress.best_step) == (2, 2)
+    assert run.rows() == []  # no line with half of what a line has
 
 
 @pytest.mark.parametrize(("schedule", "began", "now", "told"), [
