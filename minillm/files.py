@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import itertools
 import json
 import os
 import shutil
@@ -64,13 +63,13 @@ def set_aside(*paths: Path) -> None:
         stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
         return path.with_name(f"{stem}-{n}{suffix}")
 
-    there = [path for path in paths if os.path.lexists(path)]
-    taken = (any(os.path.lexists(numbered(path, n)) for path in paths) for n in itertools.count(1))
-    n = 1 + next(n for n, is_taken in enumerate(taken) if not is_taken)
-    for path in there:
-        kept = numbered(path, n)
-        path.rename(kept)
-        print(f"kept what was there as {kept}")
+    n = 1
+    while any(os.path.lexists(numbered(path, n)) for path in paths):
+        n += 1
+    for path in paths:
+        if os.path.lexists(path):
+            kept = path.rename(numbered(path, n))
+            print(f"kept what was there as {kept}")
 
 
 @contextlib.contextmanager

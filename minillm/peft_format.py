@@ -140,7 +140,8 @@ def load_tensors(model: nn.Module, file: Path, tensors: dict[str, LazyTensor]) -
     parts = {f"{layer}.{name}" for layer, module in model.named_modules()
              if isinstance(module, AdapterLinear) for name, _ in module.named_parameters()
              if name.startswith(("down.", "up."))}  # fmt: skip
-    expected = {name: tuple(p.shape) for name, p in named.items() if name in {*tensors, *parts}}
+    wanted = parts | tensors.keys()
+    expected = {name: tuple(p.shape) for name, p in named.items() if name in wanted}
     check_names(expected, {name: lazy.shape for name, lazy in tensors.items()}, file)
     for name, lazy in tensors.items():
         lazy.write_to(named[name].data)

@@ -82,8 +82,8 @@ def fit(inputs: list[Sample], tokenizer, context: int) -> list[Sample]:
     fitting = [shorten(sample, tokenizer, context - NEW_TOKENS) for sample in inputs]
     n_shortened = sum(short is not whole for short, whole in zip(fitting, inputs, strict=True))
     if n_shortened:
-        print(f"{n_shortened} of {len(inputs)} posts shortened: the context of {context} tokens is "
-              f"{NEW_TOKENS} of summary, too")  # fmt: skip
+        print(f"{n_shortened} of {len(inputs)} posts shortened: the context of {context} tokens "
+              f"must hold {NEW_TOKENS} of summary too")  # fmt: skip
     return fitting
 
 
@@ -101,7 +101,7 @@ def write_all(texts: dict[Path, str], beside: Path) -> None:
     """Writes files; if one of them is there with another text, all are kept, under a number, and
     what lies `beside`, written or not."""
     if any(path.exists() and path.read_bytes() != text.encode() for path, text in texts.items()):
-        set_aside(*{*texts, beside})
+        set_aside(*dict.fromkeys([*texts, beside]))
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
