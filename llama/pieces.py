@@ -105,8 +105,8 @@ def _piece(token: int, text: bytes, score: float, is_control: bool = False) -> b
     return _field(1, text) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
 
 
-def has_fields(raw: bytes, wanted: set[int] = frozenset()) -> bool:
-    """Whether a message is made of whole length-delimited fields, those wanted among them."""
+def lacks_settings(raw: bytes) -> bool:
+    """Whether a ModelProto of whole fields has not both kinds of settings: one cut between two."""
     at, seen = 0, set()
     try:
         while at < len(raw):
@@ -118,7 +118,7 @@ def has_fields(raw: bytes, wanted: set[int] = frozenset()) -> bool:
             at += size
     except IndexError:
         return False
-    return at == len(raw) and wanted <= seen
+    return at == len(raw) and bool(SETTINGS - seen)
 
 
 def _read_varint(raw: bytes, at: int) -> tuple[int, int]:

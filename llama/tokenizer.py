@@ -8,14 +8,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from llama.pieces import (
-    SETTINGS,
-    byte_proto,
-    has_fields,
-    json_proto,
-    llama2c_proto,
-    tell_unread,
-)
+from llama.pieces import byte_proto, json_proto, lacks_settings, llama2c_proto, tell_unread
 from minillm.errors import UserError
 from minillm.files import Fields, atomic_file, check_readable
 
@@ -128,7 +121,7 @@ def _read_proto(path: Path) -> bytes:
     raw = path.read_bytes()
     if path.suffix == ".bin":
         return llama2c_proto(raw, path)
-    if has_fields(raw) and not has_fields(raw, SETTINGS):
+    if lacks_settings(raw):
         raise UserError(f"{path}: ends before its settings, or has none; download it "
                         "again")  # fmt: skip
     return raw

@@ -127,10 +127,8 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
         began = read_json(kept)
         args = parser.parse_args(["--config", str(kept), *argv, "--resume"])
         args.checkpoint = began.get("checkpoint")
-    if args.out_dir and (args.resume or not args.dry_run):  # before anything is loaded
-        check_folder(Path(args.out_dir), args.resume, args.overwrite)
-    if args.resume and args.out_dir is None:
-        raise UserError("--resume: no run is named; add --out-dir FOLDER")
+    if args.resume or not args.dry_run:  # before anything is loaded
+        check_folder(args.out_dir, args.resume, args.overwrite)
     if args.override and not args.resume:
         print("warning: --override: no effect without --resume", file=sys.stderr)
     if args.keep_last and args.no_save:

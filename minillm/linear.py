@@ -135,8 +135,9 @@ def _reads_fast(weight: Tensor) -> bool:
 
 def _reads_by_parts(weight: Tensor) -> bool:
     """Whether a single row's product is taken in parts: fp32, MKL, AVX2 alone, not Intel's."""
-    has_mkl = torch.backends.mkl.is_available() and not prefers_mkl() and not _HAS_AVX512
-    return has_mkl and weight.dtype == torch.float32 and len(weight) % _PARTS == 0
+    if _HAS_AVX512 or prefers_mkl() or not torch.backends.mkl.is_available():
+        return False
+    return weight.dtype == torch.float32 and len(weight) % _PARTS == 0
 
 
 def _row_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

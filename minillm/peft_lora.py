@@ -101,7 +101,7 @@ def load_lora(
         expected[f"{name}.lora_A"] = (rank, linear.in_features)
         expected[f"{name}.lora_B"] = (linear.out_features, rank)
     check_names(expected, {key: lazy.shape for key, lazy in tensors.items()}, file)
-    _check_targets(folder / "adapter_config.json", model, names, file)
+    _check_targets(settings["targets"], model, names, file)
     parts, ranks = _read_shape(folder, notes, modules, names, settings["rank"])
     factors = {}
     for key, lazy in tensors.items():  # all of them before the model is changed
@@ -125,21 +125,16 @@ def load_lora(
     model.train(model.training)
 
 
-def _check_targets(path: Path, model: nn.Module, names: list[str], file: Path) -> None:
-    """Errors: UserError if the file lacks a layer that the config's target_modules name: where they
-    are a list, and nothing narrows them down."""
-    config, modules = Fields(path), dict(model.named_modules())
-    targets = config.get("target_modules")
-    narrowed = ("layers_to_transform", "exclude_modules", "target_parameters")
-    if not isinstance(targets, list) or any(config.get(f) not in (None, [], {}) for f in narrowed):
-        return
+def _check_targets(targets: list, model: nn.Module, names: list[str], file: Path) -> None:
+    """Errors: UserError if the file lacks a layer that one of the targets names."""
+    modules = dict(model.named_modules())
     lost = [
         name for name, (hf, _) in model.hf_names().items()
         if name not in names and isinstance(modules.get(name), nn.Linear)
         and any(f".{hf}".endswith(f".{target}") for target in targets)
     ]  # fmt: skip
     if lost:
-        raise UserError(f"{file}: nothing for {', '.join(lost[:5])}, which {path.name} names; copy "
+        raise UserError(f"{file}: nothing for {', '.join(lost[:5])}, which the config names; copy "
                         "the adapter again, or load as many layers as it has")  # fmt: skip
 
 
@@ -202,7 +197,8 @@ def _split(key: str) -> tuple[str, str, str]:
 
 
 def _read_config(path: Path) -> dict:
-    """add_lora's rank, alpha and dropout from an adapter_config.json."""
+    """add_lora's rank, alpha and dropout from an adapter_config.json; and the targets, all of whose
+    layers the file must have: those of a list that nothing narrows down."""
     config = Fields(path)
     for field, harmless in UNSUPPORTED.items():
         if config.content.get(field) not in harmless:
@@ -212,4 +208,10 @@ def _read_config(path: Path) -> dict:
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise UserError(f"{path}: lora_dropout is {dropout!r}, not from 0 to below 1; fix it")
     alpha = config.number("lora_alpha")
-    return {"rank": config.whole("r"), "alpha": alpha, "dropout": float(dropout)}
+    targets = config.get("target_modules")
+    narrowed = ("layers_to_transform", "exclude_modules", "target_parameters")
+    if not isinstance(targets, list) or any(config.get(f) not in (None, [], {}) for f in narrowed):
+        targets = []
+    return {
+        "rank": config.whole("r"), "alpha": alpha, "dropout": float(dropout), "targets": targets,
+    }  # fmt: skip

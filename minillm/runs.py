@@ -203,11 +203,16 @@ class Run:
         return sorted(found, key=lambda path: int(numbers[path]), reverse=True)
 
 
-def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+def check_folder(folder: str | Path | None, resume: bool, overwrite: bool) -> None:
     """Errors: UserError if it holds a run and neither is said, or none to resume, or something
-    else."""
+    else; a fresh one (None) has nothing to resume."""
     if resume and overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them")
+    if not folder:
+        if resume:
+            raise UserError("--resume: no run is named; add --out-dir FOLDER")
+        return
+    folder = Path(folder)
     # a model's folder has a config.json too: only a run has metrics beside it
     known = (folder / "config.json").exists() and (folder / "metrics.jsonl").exists()
     if known and not (resume or overwrite):

@@ -152,10 +152,7 @@ def main(argv=None) -> float:
     family = FAMILIES[args.model]
     if args.save and Path(args.save).exists() and not (args.overwrite or args.resume):
         raise UserError(f"--save {args.save}: exists already; add --overwrite to replace it")
-    if args.resume and not args.out_dir:
-        raise UserError("--resume: no run is named; add --out-dir FOLDER")
-    if args.out_dir:  # before minutes of work
-        check_folder(Path(args.out_dir), args.resume, args.overwrite)
+    check_folder(args.out_dir, args.resume, args.overwrite)  # before minutes of work
     if args.resume:
         check_settings(Path(args.out_dir), settings_of(args), args.override)
     tokenizer, rows, tests, entropy = make_data(

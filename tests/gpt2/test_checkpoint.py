@@ -1,5 +1,6 @@
 """Every way in and out of a GPT-2 file gives the same bits, and every damaged one a clear line."""
 
+import base64
 import json
 
 import pytest
@@ -154,8 +155,6 @@ def test_a_tensor_without_the_prefix_of_the_others_is_named(folder):
 
 
 def test_a_tiktoken_file_that_was_cut_is_known_by_its_length(folder, bpe):
-    import base64
-
     lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in bpe.ranks.items()]
     cut = folder / "vocab.tiktoken"
     cut.write_text("\n".join(lines) + "\n")

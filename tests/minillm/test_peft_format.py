@@ -309,7 +309,7 @@ def test_what_pefts_file_must_hold_is_what_its_config_narrows_down(
 def test_a_tensor_that_a_file_lost_is_missed(base, tmp_path, tokenizer, method, lost, has_notes):
     model, _ = adapt(load_llama(base)[0], tokenizer, method, MethodOptions(add_biases=True))
     save_adapter(model, tmp_path, method=method)
-    file, tensors = tmp_path / "adapter_model.safetensors", None
+    file = tmp_path / "adapter_model.safetensors"
     tensors = load_file(file)
     name = next(name for name in tensors if name.endswith(lost))
     save_file({k: v for k, v in tensors.items() if k != name}, file)

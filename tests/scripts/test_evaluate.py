@@ -71,7 +71,6 @@ def test_results_of_other_settings_are_kept_beside_the_new_ones(reviews, capsys)
     again = [*MODEL, "--data", str(reviews), "--by", LIKELIHOOD, "--out-dir", str(reviews)]
     folder = reviews / "evaluation-test"
     evaluate.main(again)
-    first = kept(reviews, "test", LIKELIHOOD)
     evaluate.main([*again, "--by", "both", "--max-new-tokens", "1"])
     assert {path.name for path in folder.iterdir()} == {LIKELIHOOD, GENERATION}  # the same
     first = kept(reviews, "test", LIKELIHOOD)
