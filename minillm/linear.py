@@ -2,10 +2,10 @@
 
 PyTorch gives fp32 products on a CPU to MKL and those in 16 bits to oneDNN. Measured on GPT-2 124M's
 layers, 2 cores: on AMD (Zen 4) oneDNN is ahead in fp32 too, 1.2 to 2.5 times on 256 rows, twice on
-a single row, which is what decoding is; with AVX2 alone (Zen 3) a row is MKL's, in parts. On Intel
-(AMX) MKL is at home: there only the forward of several rows is oneDNN's (an fp32 LoRA step is 4 %
-ahead of MKL alone, 17 % of oneDNN alone), and a single row is PyTorch's matrix-vector product (a
-token takes 27.5 -> 22.2 ms in fp32, 20.6 -> 16.1 in bf16).
+a single row, which is what decoding is; with AVX2 alone (Zen 3) a single row, in parts, and small
+weights are MKL's. On Intel (AMX) MKL is at home: there only the forward of several rows is oneDNN's
+(an fp32 LoRA step is 4 % ahead of MKL alone, 17 % of oneDNN alone), and a single row is PyTorch's
+matrix-vector product (a token takes 27.5 -> 22.2 ms in fp32, 20.6 -> 16.1 in bf16).
 `torch.backends.mkldnn.flags(enabled=False)` brings PyTorch's own choice back.
 
 Without AVX512 neither library has products in 16 bits, and PyTorch's own loops take 8 times as long
@@ -20,6 +20,7 @@ time.)
 """
 
 import functools
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -52,6 +53,10 @@ _FAST_ROWS = 4
 # a batch of products each thread takes its own (Zen 3, two cores: a token of GPT-2 in fp32 takes
 # 57.5 -> 48 ms, a tiny model's product 44 -> 16 us; with AVX512 not measured)
 _PARTS = 8
+# there MKL is ahead for several rows too where the weight is small: of fewer numbers than so many
+# forwards, than so many backwards, which reads it across its rows (Zen 3: a LoRA step of tiny-llama
+# 168 -> 147 ms, of GPT-2 124M 1.43 -> 1.24 s; MKL alone: a layer of Llama-2-7B's 1.2 to 1.3 times)
+_MKL_FORWARD, _MKL_BACKWARD = 2**18, 2**23
 _HAS_AVX512 = torch.cpu._is_avx512_supported()
 
 
@@ -70,7 +75,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return out.view(*x.shape[:-1], -1)  # (..., out)
     if _is_single_row(x, weight) and _reads_by_parts(weight):
         return _row_by_parts(x, weight, bias)
-    if _PRODUCT and x.dtype == torch.float32 and x.dim() > 1:
+    if _PRODUCT and x.dtype == torch.float32 and x.dim() > 1 and not _is_mkls(weight, _MKL_FORWARD):
         return (_Product.apply if torch.is_grad_enabled() else _product)(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -135,9 +140,15 @@ def _reads_fast(weight: Tensor) -> bool:
 
 def _reads_by_parts(weight: Tensor) -> bool:
     """Whether a single row's product is taken in parts: fp32, MKL, AVX2 alone, not Intel's."""
+    return _is_mkls(weight, math.inf) and len(weight) % _PARTS == 0
+
+
+def _is_mkls(weight: Tensor, most: float) -> bool:
+    """Whether it is MKL that computes with a weight of fewer than `most` numbers in fp32: on AMD
+    with AVX2 alone."""
     if _HAS_AVX512 or prefers_mkl() or not torch.backends.mkl.is_available():
         return False
-    return weight.dtype == torch.float32 and len(weight) % _PARTS == 0
+    return weight.dtype == torch.float32 and weight.numel() < most
 
 
 def _row_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -209,7 +220,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a b of two matrices, without autograd."""
     if is_emulated(a, a.dtype):
         return in_fp32(matmul, a, b)
-    if a.dtype == torch.float32 and _PRODUCT and _has_choice(a, b) and not prefers_mkl():
+    choice = a.dtype == torch.float32 and _PRODUCT and _has_choice(a, b) and not prefers_mkl()
+    if choice and not _is_mkls(b, _MKL_BACKWARD):
         return _product(a, b.t())
     return a @ b
 
@@ -270,4 +282,4 @@ def _is_packable(weight: Tensor) -> bool:
     if weight.is_inference():  # nothing would tell of a change to it
         return False
     native = weight.dtype == torch.bfloat16 and has_native_bf16(weight.device)
-    return native or weight.dtype == torch.float32
+    return native or (weight.dtype == torch.float32 and not _is_mkls(weight, _MKL_FORWARD))

@@ -21,12 +21,22 @@ INPUTS = {
 }
 
 
-@pytest.fixture(params=[(True, True), (False, True), (False, False)],
-                ids=["MKL preferred", "oneDNN preferred", "AVX2 alone"])  # fmt: skip
-def vendor(request, monkeypatch):
-    prefers_mkl, has_avx512 = request.param
+def on_a_cpu(monkeypatch, prefers_mkl: bool, has_avx512: bool, small: int = 2**18):
+    """Products are chosen as on another CPU, on which weights of fewer numbers are small."""
     monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: prefers_mkl)
     monkeypatch.setattr("minillm.linear._HAS_AVX512", has_avx512)
+    monkeypatch.setattr("minillm.linear._MKL_FORWARD", small)
+
+
+VENDORS = {
+    "MKL preferred": (True, True), "oneDNN preferred": (False, True), "AVX2 alone": (False, False),
+    "AVX2 alone, all weights large": (False, False, 0),
+}  # fmt: skip
+
+
+@pytest.fixture(params=VENDORS.values(), ids=VENDORS)
+def vendor(request, monkeypatch):
+    on_a_cpu(monkeypatch, *request.param)
 
 
 @pytest.mark.usefixtures("vendor")
@@ -74,26 +84,43 @@ class Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize(("prefers_mkl", "has_avx512", "n_rows", "n_out", "product"), [
     (True, True, 1, 32, "mv"), (True, False, 1, 32, "mv"), (False, False, 1, 32, "bmm"),
-    (False, True, 1, 32, "_linear_pointwise"), (False, False, 2, 32, "_linear_pointwise"),
-    (False, False, 1, 33, "_linear_pointwise"),
+    (False, True, 1, 32, "_linear_pointwise"), (False, False, 2, 4096, "_linear_pointwise"),
+    (False, False, 1, 4097, "_linear_pointwise"), (False, False, 2, 32, "mm"),
+    (False, False, 1, 33, "mm"),
 ])  # fmt: skip
 def test_a_single_row_goes_to_the_library_that_reads_fastest(
     prefers_mkl, has_avx512, n_rows, n_out, product, monkeypatch
 ):
     if not torch.backends.mkl.is_available():
         pytest.skip("this PyTorch has no MKL")
-    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: prefers_mkl)
-    monkeypatch.setattr("minillm.linear._HAS_AVX512", has_avx512)
+    on_a_cpu(monkeypatch, prefers_mkl, has_avx512)
     x, layer = torch.randn(n_rows, 64), Linear(64, n_out, bias=False)
     with torch.no_grad(), Operators() as called:
         layer(x)
     assert called.names & {"mv", "bmm", "_linear_pointwise", "mm", "addmm"} == {product}
 
 
+@pytest.mark.parametrize(("has_avx512", "width", "forward", "backward"), [
+    (False, 2**11, {"mm"}, {"mm"}), (False, 2**12, {"_linear_pointwise"}, {"mm"}),
+    (False, 2**17, {"_linear_pointwise"}, {"_linear_pointwise"}),
+    (True, 2**11, {"_linear_pointwise"}, {"_linear_pointwise"}),
+])  # fmt: skip
+def test_with_avx2_alone_small_weights_are_mkls(has_avx512, width, forward, backward, monkeypatch):
+    if not torch.backends.mkl.is_available():
+        pytest.skip("this PyTorch has no MKL")
+    on_a_cpu(monkeypatch, False, has_avx512)
+    x, weight = torch.randn(2, 64, requires_grad=True), torch.randn(width, 64)
+    with Operators() as called:
+        out = linear(x, weight)
+    with Operators() as called_back:
+        out.sum().backward()
+    products = {"_linear_pointwise", "mm"}
+    assert (called.names & products, called_back.names & products) == (forward, backward)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_only_fp32_goes_by_parts(dtype, monkeypatch):
-    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: False)
-    monkeypatch.setattr("minillm.linear._HAS_AVX512", False)
+    on_a_cpu(monkeypatch, prefers_mkl=False, has_avx512=False)
     layer = Linear(64, 32, bias=False).to(dtype)
     with torch.no_grad(), Operators() as called:
         layer(torch.randn(1, 64, dtype=dtype))
@@ -124,7 +151,8 @@ def test_autocast_still_computes_in_16_bits():
         assert layer(x).dtype == torch.bfloat16
 
 
-def test_a_second_derivative_is_refused_not_wrong():
+def test_a_second_derivative_is_refused_not_wrong(monkeypatch):
+    on_a_cpu(monkeypatch, prefers_mkl=False, has_avx512=True)
     x, weight = torch.randn(3, 20, requires_grad=True), torch.randn(33, 20, requires_grad=True)
     (slope,) = torch.autograd.grad(linear(x, weight).pow(2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -219,8 +247,7 @@ def test_a_step_in_16_bits_that_the_cpu_lacks_multiplies_none(kind, method, auto
 
 @pytest.fixture(params=[True, False], ids=["AVX512", "AVX2"])
 def onednn(request, monkeypatch):
-    monkeypatch.setattr("minillm.linear.prefers_mkl", lambda: False)
-    monkeypatch.setattr("minillm.linear._HAS_AVX512", request.param)
+    on_a_cpu(monkeypatch, False, request.param, small=0)
 
 
 @pytest.mark.usefixtures("onednn")
@@ -267,6 +294,18 @@ def test_gradients_pass_a_packed_layer():
         layer(x)
     layer(x).sum().backward()
     torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(32, 64))
+
+
+@pytest.mark.parametrize(("n_out", "copied"), [(32, False), (2**13, True)])
+def test_with_avx2_alone_only_large_weights_are_packed(n_out, copied, monkeypatch):
+    if not torch.backends.mkl.is_available():
+        pytest.skip("this PyTorch has no MKL")
+    on_a_cpu(monkeypatch, prefers_mkl=False, has_avx512=False)
+    layer = Linear(64, n_out)
+    with torch.no_grad():
+        pack_weights(layer)
+        layer(torch.randn(2, 64))
+    assert (layer.product.copy is not None) == copied
 
 
 @pytest.mark.usefixtures("onednn")
