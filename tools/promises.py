@@ -25,6 +25,7 @@ from minillm.peft_format import load_adapter, save_adapter
 from minillm.precision import DTYPES, Precision
 from minillm.progress import load_trainable, trainable_state
 from minillm.runs import Run
+from minillm.text_stream import TextStream
 from minillm.training import TrainSettings, train
 
 
@@ -235,6 +236,21 @@ def saved(subject: Subject) -> float:
             return max(worst, distance(loaded(tokens), subject.model.eval()(tokens)))
 
 
+def streamed(subject: Subject) -> float:
+    """Texts shown token by token as decoded at once: random tokens, many of which are half a
+    character, and signs that take several, after prompts that end anywhere in them."""
+    tokenizer = subject.tokenizer
+    texts = [subject.tokens(subject.length).tolist(), tokenizer.encode("Où ça ? 日本語 👩‍🚀 ½ naïve")]
+    for tokens in texts:
+        whole = tokenizer.decode(tokens)
+        for n in range(1, len(tokens)):
+            stream = TextStream(tokenizer, tokens[:n])
+            shown = [*map(stream.push, tokens[n:]), stream.finish()]
+            if "".join(shown) != whole[len(tokenizer.decode(tokens[:n])) :]:
+                return math.inf
+    return 0.0
+
+
 @torch.no_grad()
 def peers(subject: Subject) -> float:
     """Logits of the base as transformers computes them from the same folder."""
@@ -340,5 +356,6 @@ PROMISES = {
     "checkpointed": Promise(checkpointed, "gradients of recomputed blocks = plain, dropout on"),
     "resumed": Promise(resumed, "a resumed run = one never stopped", True, False),
     "saved": Promise(saved, "load(save(x)) = x, base and adapter", True, False),
+    "streamed": Promise(streamed, "text shown token by token = as a whole", True, False),
     "peers": Promise(peers, "logits = transformers'", in_float64=False, applies=needs_peers),
 }
