@@ -240,7 +240,7 @@ def streamed(subject: Subject) -> float:
     """Texts shown token by token as decoded at once: random tokens, many of which are half a
     character, and signs that take several, after prompts that end anywhere in them."""
     tokenizer = subject.tokenizer
-    texts = [subject.tokens(subject.length).tolist(), tokenizer.encode("Où ça ? 日本語 👩‍🚀 ½ naïve")]
+    texts = [subject.tokens(subject.length).tolist(), tokenizer.encode("Où ça ? 日本語 👩‍🚀 ½ né")]
     for tokens in texts:
         whole = tokenizer.decode(tokens)
         for n in range(1, len(tokens)):
