@@ -20,7 +20,6 @@ time.)
 """
 
 import functools
-import math
 import os
 import platform
 from collections.abc import Callable
@@ -53,9 +52,9 @@ _FAST_ROWS = 4
 # a batch of products each thread takes its own (Zen 3, two cores: a token of GPT-2 in fp32 takes
 # 57.5 -> 48 ms, a tiny model's product 44 -> 16 us; with AVX512 not measured)
 _PARTS = 8
-# there MKL is ahead for several rows too where the weight is small: of fewer numbers than so many
-# forwards, than so many backwards, which reads it across its rows (Zen 3: a LoRA step of tiny-llama
-# 168 -> 147 ms, of GPT-2 124M 1.43 -> 1.24 s; MKL alone: a layer of Llama-2-7B's 1.2 to 1.3 times)
+# there MKL is ahead for several rows too where the weight has fewer numbers: than so many forwards,
+# than so many backwards, which reads it across its rows (Zen 3: a LoRA step of tiny-llama takes 168
+# -> 147 ms, of GPT-2 124M 1.43 -> 1.24 s; with MKL alone a layer of Llama-2-7B's takes 1.2 times)
 _MKL_FORWARD, _MKL_BACKWARD = 2**18, 2**23
 _HAS_AVX512 = torch.cpu._is_avx512_supported()
 
@@ -75,7 +74,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return out.view(*x.shape[:-1], -1)  # (..., out)
     if _is_single_row(x, weight) and _reads_by_parts(weight):
         return _row_by_parts(x, weight, bias)
-    if _PRODUCT and x.dtype == torch.float32 and x.dim() > 1 and not _is_mkls(weight, _MKL_FORWARD):
+    if _PRODUCT and x.dtype == torch.float32 and x.dim() > 1 and not _is_small(weight):
         return (_Product.apply if torch.is_grad_enabled() else _product)(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -140,15 +139,18 @@ def _reads_fast(weight: Tensor) -> bool:
 
 def _reads_by_parts(weight: Tensor) -> bool:
     """Whether a single row's product is taken in parts: fp32, MKL, AVX2 alone, not Intel's."""
-    return _is_mkls(weight, math.inf) and len(weight) % _PARTS == 0
+    has_parts = weight.dtype == torch.float32 and len(weight) % _PARTS == 0
+    return has_parts and _has_avx2_alone()
 
 
-def _is_mkls(weight: Tensor, most: float) -> bool:
-    """Whether it is MKL that computes with a weight of fewer than `most` numbers in fp32: on AMD
-    with AVX2 alone."""
-    if _HAS_AVX512 or prefers_mkl() or not torch.backends.mkl.is_available():
-        return False
-    return weight.dtype == torch.float32 and weight.numel() < most
+def _is_small(weight: Tensor) -> bool:
+    """Whether fp32 products with several rows are left to MKL: AVX2 alone, not Intel's."""
+    return weight.numel() < _MKL_FORWARD and _has_avx2_alone()
+
+
+def _has_avx2_alone() -> bool:
+    """Whether PyTorch has MKL on a CPU without AVX512 that is not Intel's."""
+    return not (_HAS_AVX512 or prefers_mkl()) and torch.backends.mkl.is_available()
 
 
 def _row_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -220,10 +222,11 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a b of two matrices, without autograd."""
     if is_emulated(a, a.dtype):
         return in_fp32(matmul, a, b)
-    choice = a.dtype == torch.float32 and _PRODUCT and _has_choice(a, b) and not prefers_mkl()
-    if choice and not _is_mkls(b, _MKL_BACKWARD):
-        return _product(a, b.t())
-    return a @ b
+    if a.dtype != torch.float32 or not _PRODUCT or not _has_choice(a, b) or prefers_mkl():
+        return a @ b
+    size = max(len(a), len(b)) * b.size(1)  # of the weight that is read, or of its gradient
+    is_mkls = size < _MKL_BACKWARD and _has_avx2_alone()
+    return a @ b if is_mkls else _product(a, b.t())
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -282,4 +285,4 @@ def _is_packable(weight: Tensor) -> bool:
     if weight.is_inference():  # nothing would tell of a change to it
         return False
     native = weight.dtype == torch.bfloat16 and has_native_bf16(weight.device)
-    return native or (weight.dtype == torch.float32 and not _is_mkls(weight, _MKL_FORWARD))
+    return native or (weight.dtype == torch.float32 and not _is_small(weight))

@@ -109,13 +109,15 @@ def test_with_avx2_alone_small_weights_are_mkls(has_avx512, width, forward, back
     if not torch.backends.mkl.is_available():
         pytest.skip("this PyTorch has no MKL")
     on_a_cpu(monkeypatch, False, has_avx512)
-    x, weight = torch.randn(2, 64, requires_grad=True), torch.randn(width, 64)
-    with Operators() as called:
-        out = linear(x, weight)
-    with Operators() as called_back:
-        out.sum().backward()
-    products = {"_linear_pointwise", "mm"}
-    assert (called.names & products, called_back.names & products) == (forward, backward)
+    weight = torch.randn(width, 64)
+    for x, w in ((torch.randn(2, 64, requires_grad=True), weight),
+                 (torch.randn(2, 64), weight.requires_grad_())):  # fmt: skip
+        with Operators() as called:
+            out = linear(x, w)
+        with Operators() as called_back:
+            out.sum().backward()
+        products = {"_linear_pointwise", "mm"}
+        assert (called.names & products, called_back.names & products) == (forward, backward)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
