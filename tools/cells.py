@@ -38,8 +38,12 @@ def open_experiment(folder: str | Path, settings: dict) -> Path:
     kept = folder / "experiment.json"
     known = read_json(kept) if kept.exists() else settings
     # a flag that did not exist when it began, and is not given now, is no other setting
-    is_other = not isinstance(known, dict)
-    if is_other or any(known.get(name) != value for name, value in settings.items()):
+    not_given = (None, False)
+    is_other = not isinstance(known, dict) or any(
+        known[name] != value if name in known else value not in not_given
+        for name, value in settings.items()
+    )
+    if is_other:
         raise UserError(f"{folder}: an experiment with other settings; name another --out-dir")
     write_json(kept, settings)
     return folder

@@ -11,10 +11,8 @@ from minillm.plots import plot_memory
 from minillm.precision import has_native_bf16
 from tools.cells import write_report
 
-FEATURES = {"accumulation": "Grad. accumulation (against one big batch)",
-            "checkpointing": "Grad. checkpoint",
-            "mixed": "Mixed precision", "lora": "LoRA",
-            "stored": "16-bit base (ours)"}  # fmt: skip
+FEATURES = {"accumulation": "Grad. accumulation", "checkpointing": "Grad. checkpoint",
+            "mixed": "Mixed precision", "lora": "LoRA", "stored": "16-bit base (ours)"}  # fmt: skip
 QUANTITIES = {
     "parameters": ("frozen weights", "trainable weights", "16-bit copies of weights"),
     "activations": ("activations", "logits"), "gradients": ("gradients",),
@@ -39,8 +37,10 @@ def summarize(folder: Path, results: dict, settings: dict, device: str) -> None:
     unit = "allocated on the GPU" if device == "cuda" else (
         "of the process beyond Python and its libraries, as the system counts it")  # fmt: skip
     rounding = "" if predict else rounded(device)
+    single = any(cell.single for cell in results)
+    sizes = "one sample a step without accumulation" if single else "the same tokens in a step"
     note = (
-        "Every cell saw the same samples in the same order and the same tokens in a step. Peak: "
+        f"Every cell saw the same samples in the same order, and {sizes}. Peak: "
         f"{unit}; tensors: what the model's own tensors add up to at their peak, by category, in "
         "MiB, each at its own largest (work: what else the peak holds, below zero where they are "
         f"not all there at once). Time: the training of {settings['trained on']} samples, the "
@@ -65,8 +65,8 @@ def rounded(device: str) -> str:
 def title(cell, mixed: str, rows: int) -> str:
     """1 x 8, bf16 over fp32, LoRA, checkpointed."""
     how = f"{mixed}, base in {mixed}" if cell.stored else f"{mixed} over fp32"
-    size = f"1 x {rows}" if cell.accumulation else f"{rows} x 1"
-    words = [size, how if cell.mixed else "fp32", "LoRA" if cell.lora else "full"]
+    size, steps = cell.step(rows)
+    words = [f"{size} x {steps}", how if cell.mixed else "fp32", "LoRA" if cell.lora else "full"]
     return ", ".join([*words, *(["checkpointed"] if cell.checkpointing else [])])
 
 
@@ -168,7 +168,10 @@ def change(before: list[float], after: list[float], least: float) -> str:
 def table_1(results: dict, found: dict) -> str:
     """Up, down or unchanged, each feature on against off: the median over all pairs of cells.
     Copies that autocast makes are parameters where they are what the feature is about."""
-    lines = [["", *FEATURES.values()], ["---"] * (len(FEATURES) + 1)]
+    single = any(cell.single for cell in results)
+    against = "same micro-batch" if single else "against one big batch"
+    titles = FEATURES | {"accumulation": f"{FEATURES['accumulation']} ({against})"}
+    lines = [["", *titles.values()], ["---"] * (len(titles) + 1)]
     for name, parts in QUANTITIES.items():
         cells = []
         for feature in FEATURES:
@@ -227,12 +230,17 @@ def mixed_lines(found: dict) -> list[str]:
 
 
 def accumulation_lines(found: dict) -> list[str]:
-    """One row at a time against all at once."""
+    """One row at a time against all at once, or against steps of one."""
     shown = [(off, on) for off, on in pairs(found, "accumulation") if not on.checkpointing]
     if not shown:
         return []
     off, on = shown[0]
     a, b = found[off], found[on]
+    if off.single:
+        return ["Accumulation at the same micro-batch leaves parameters and activations as they "
+                f"are ({a['activations']:,.1f} and {b['activations']:,.1f} MiB). Gradients keep "
+                "their size, but stay alive from one forward to the next: the peak of tensors "
+                f"goes from {a['total']:,.1f} to {b['total']:,.1f} MiB."]  # fmt: skip
     return [f"Accumulation leaves the parameters as they are and divides the activations "
             f"({a['activations']:,.1f} to {b['activations']:,.1f} MiB, at the longest rows). "
             "Gradients keep their size, but stay alive from one forward to the next."]  # fmt: skip
@@ -257,15 +265,17 @@ def agreement(results: dict) -> list[str]:
     groups: dict[tuple, list[list[float]]] = {}
     for cell, result in results.items():
         if "losses" in result:
-            key = (cell.mixed, cell.lora, cell.stored)
+            # a step of one sample is another than one of eight
+            how = "" if not cell.single else "1 x N, " if cell.accumulation else "1 x 1, "
+            key = (how, cell.mixed, cell.lora, cell.stored)
             groups.setdefault(key, []).append(result["losses"])
     lines = []
-    for (mixed, lora, stored), losses in groups.items():
+    for (how, mixed, lora, stored), losses in groups.items():
         apart = max((abs(a - b) for one, other in itertools.combinations(losses, 2)
                      for a, b in zip(one, other, strict=True)), default=0.0)  # fmt: skip
         kind = ("16 bits" if mixed else "fp32") + (", base in 16 bits" if stored else "")
         verdict = "they agree" if apart < (0.1 if mixed else 1e-3) else "THEY DO NOT AGREE"
-        lines.append(f"Losses of the {len(losses)} cells in {kind}, "
+        lines.append(f"Losses of the {len(losses)} cells in {how}{kind}, "
                      f"{'LoRA' if lora else 'full'}: at most {apart:.1e} apart at any "
                      f"step; {verdict}.")  # fmt: skip
     return lines

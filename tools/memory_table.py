@@ -6,20 +6,20 @@
         --data alpaca_data.json --tokenizer tokenizer.model
 
 Every cell is a fine-tuning in a process of its own, over the same samples in the same order, with
-the same tokens in every optimizer step: 1 x 8 with accumulation, 8 x 1 without. Its memory is
-predicted first; a cell that would not fit is not run but marked x, with what it would need (with
---predict, one that would not fit --memory). On a GPU it fits with a tenth and 1,024 MiB to spare,
-for the CUDA context and what the allocator leaves over. To the course's axes comes ours: frozen
-weights stored in 16 bits (--frozen-dtype), beside autocast over an fp32 base. The first step is
-timed as the mean of the others. A cell that is done is not done again; what it prints goes to a
-.log beside its folder. Writes report.md (both tables, with what surprises in them explained),
-table.csv and memory.png.
+the same tokens in every optimizer step: 1 x 8 with accumulation, 8 x 1 without (with --batch-one
+1 x 1, as in the course's own tables: fewer tokens a step). Its memory is predicted first; a cell
+that would not fit is not run but marked x, with what it would need (with --predict, one that would
+not fit --memory). On a GPU it fits with a tenth and 1,024 MiB to spare, for the CUDA context and
+what the allocator leaves over. To the course's axes comes ours: frozen weights stored in 16 bits
+(--frozen-dtype), beside autocast over an fp32 base. The first step is timed as the mean of the
+others. A cell that is done is not done again; what it prints goes to a .log beside its folder.
+Writes report.md (both tables, with what surprises in them explained), table.csv and memory.png.
 """
 
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -53,22 +53,30 @@ SPARE = {"cuda": (1.1, 1024), "cpu": (1.9, 512)}
 @dataclass(frozen=True)
 class Cell:
     """One configuration; `stored`: the frozen weights are kept in the 16 bits that are computed
-    in, not in fp32."""
+    in, not in fp32; `single`, of all cells or none: without accumulation a step is one sample."""
 
     accumulation: bool
     mixed: bool
     lora: bool
     checkpointing: bool
     stored: bool = False
+    single: bool = False
 
     @property
     def name(self) -> str:
         """Its folder."""
-        return "-".join(f"{word}{int(on)}" for word, on in vars(self).items())
+        axes = {word: on for word, on in vars(self).items() if word != "single"}
+        return "-".join(f"{word}{int(on)}" for word, on in axes.items())
+
+    def step(self, rows: int) -> tuple[int, int]:
+        """Samples in a forward and forwards in an optimizer step, of `rows` samples by default."""
+        if self.accumulation:
+            return 1, rows
+        return 1 if self.single else rows, 1
 
     def flags(self, rows: int, mixed: str) -> list[str]:
         """What makes a fine-tuning this cell, for `rows` samples in an optimizer step."""
-        size, steps = (1, rows) if self.accumulation else (rows, 1)
+        size, steps = self.step(rows)
         frozen = mixed if self.stored else "fp32"
         return [
             "--batch-size", str(size), "--accumulation-steps", str(steps),
@@ -82,10 +90,11 @@ class Cell:
 OFF_ON = (False, True)
 
 
-def all_cells() -> list[Cell]:
+def all_cells(single: bool = False) -> list[Cell]:
     """The course's sixteen, and our four with a base stored in 16 bits."""
     course = [Cell(ga, mp, lora, gc) for gc, ga, mp, lora in itertools.product(OFF_ON, repeat=4)]
-    return course + [Cell(ga, True, True, gc, True) for gc, ga in itertools.product(OFF_ON, OFF_ON)]
+    ours = [Cell(ga, True, True, gc, True) for gc, ga in itertools.product(OFF_ON, OFF_ON)]
+    return [replace(cell, single=single) for cell in course + ours]
 
 
 def parse_args(argv=None):
@@ -102,6 +111,8 @@ def parse_args(argv=None):
     add("--samples", type=positive, default=200, help="train on the first N samples")
     add("--max-length", type=positive, default=512, help="tokens of a sample, EOS included")
     add("--rows", type=positive, default=8, help="samples in an optimizer step")
+    add("--batch-one", action="store_true",
+        help="without accumulation a step is one sample, as in the course's tables")  # fmt: skip
     add("--lr", type=amount, default=1e-5, help="of every cell (default: the course's)")
     add("--predict", action="store_true", help="predict every cell, run none")
     add("--memory", type=positive, metavar="MIB",
@@ -156,7 +167,7 @@ class Base:
         options = MethodOptions(targets=self.family.targets, lora_dropout=0.0)
         model, _ = adapt(model, tokenizer, "lora" if cell.lora else "full", options)
         model.gradient_checkpointing = cell.checkpointing
-        size, steps = (1, rows) if cell.accumulation else (rows, 1)
+        size, steps = cell.step(rows)
         batches = Batches(self.rows, size, tokenizer.pad_id, 0, model.config.max_seq_len)
         found = predict_footprint(model, batches.largest(), precision, steps)
         return {name: n / MIB for name, n in found.rows().items()}
@@ -229,7 +240,7 @@ def main(argv=None) -> dict[Cell, dict]:
                 args.data, args.samples, args.max_length, device)  # fmt: skip
     folder = open_experiment(args.out_dir, settings_of(args))
     results = {}
-    for cell in tqdm(all_cells(), desc="cells", unit="cell"):
+    for cell in tqdm(all_cells(args.batch_one), desc="cells", unit="cell"):
         kept = folder / f"{cell.name}.json"
         found = read_json(kept) if kept.exists() else forecast(
             base, cell, args.rows, mixed, (args.memory or 0) if args.predict else None

@@ -1,5 +1,7 @@
 """tools/memory_table.py: the matrix of cells, its two tables, and what is never run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -80,6 +82,32 @@ def test_every_cell_has_the_same_samples_in_a_step():
         size, steps = (int(flags[flags.index(f) + 1])
                        for f in ("--batch-size", "--accumulation-steps"))  # fmt: skip
         assert size * steps == 8
+
+
+@pytest.mark.parametrize("accumulation", [True, False])
+def test_a_step_of_one_sample_is_one_of_every_cell_without_accumulation(accumulation):
+    cells = [cell for cell in all_cells(single=True) if cell.accumulation == accumulation]
+    assert len(cells) == 10
+    for cell in cells:
+        flags = cell.flags(8, "bf16")
+        size, steps = (int(flags[flags.index(f) + 1])
+                       for f in ("--batch-size", "--accumulation-steps"))  # fmt: skip
+        assert (size, steps) == (1, 8 if accumulation else 1)
+
+
+def test_steps_of_one_sample_are_compared_at_the_same_micro_batch(capsys, tmp_path):
+    results = {cell: measured(cell) for cell in all_cells(single=True)}
+    for cell, result in results.items():
+        if not cell.accumulation:
+            result["losses"] = [2.0] * 16  # other steps, and eight times as many
+            result["memory"]["measured"] = memory(replace(cell, accumulation=True))
+    settings = {"mixed": "bf16", "rows": 8, "predict": False, "trained on": 200}
+    summarize(tmp_path, results, settings, "cpu")
+    text = (tmp_path / "report.md").read_text()
+    assert "Grad. accumulation (same micro-batch)" in text and "one sample a step" in text
+    assert row(text, "activations")[0] == "-"
+    assert "are (10.0 and 10.0 MiB)" in text and "1 x 1, fp32, LoRA, checkpointed" in text
+    assert text.count("they agree") == 10 and "THEY DO NOT" not in text
 
 
 def test_table_1_says_what_theory_says(results):

@@ -118,6 +118,8 @@ def test_a_run_that_was_cut_goes_on(begun, tmp_path):
 def test_an_experiment_goes_on_with_its_own_settings_alone(tmp_path):
     open_experiment(tmp_path / "e", {"lr": 1, "rows": 8})
     open_experiment(tmp_path / "e", {"lr": 1, "rows": 8})
+    later = {"a flag": None, "a switch": False}  # that did not exist, and are not given
+    open_experiment(tmp_path / "e", {"lr": 1, "rows": 8} | later)
     with pytest.raises(UserError, match="other settings"):
         open_experiment(tmp_path / "e", {"lr": 2, "rows": 8})
 
