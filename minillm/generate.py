@@ -79,7 +79,7 @@ def generate_steps(
     """`generate` one step at a time, for streaming, with its arguments and errors. Do not run two
     at once on a model in training mode: the first to end restores that mode for both."""
     eos_id = eos_id if eos_id in range(model.config.vocab_size) else None
-    n_prompt = 0 if prompt is None else prompt.size(0)
+    n_prompt = 0 if prompt is None else soft_length(prompt, model.config.dim)
     limit = model.config.max_seq_len - n_prompt
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
     if len(prompts) == 0 or max_new_tokens == 0:
@@ -144,6 +144,14 @@ def pad_left(
     rows = [[0] * pad + list(p) for pad, p in zip(pads, prompts, strict=True)]
     tokens = torch.tensor(rows, dtype=torch.int64, device=device)
     return tokens, torch.tensor(pads, device=device) if any(pads) else None
+
+
+def soft_length(prompt: Tensor, dim: int) -> int:
+    """Positions of a soft prompt (P, D). Errors: UserError if it is not of the model's width."""
+    if prompt.dim() != 2 or prompt.size(1) != dim:
+        raise UserError(f"prompt {tuple(prompt.shape)}: this model takes a soft prompt (P, {dim}); "
+                        "give one that was trained on it")  # fmt: skip
+    return prompt.size(0)
 
 
 def check_prompts(

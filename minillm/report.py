@@ -40,10 +40,10 @@ def announce(job: Job) -> None:
     print(f"    step: {n_rows} {data.train.unit} in {cut}, on average {supervised / steps:.0f} "
           f"supervised tokens; {steps} steps an epoch, {job.n_steps} in all")  # fmt: skip
     print(f"  prompt: {data.shown.prompt!r}\nexpected: {data.shown.response!r}", flush=True)
-    warn_of_length(settings, job.n_steps)
+    warn_of_length(settings, job.n_steps, steps)
 
 
-def warn_of_length(settings: TrainSettings, n_steps: int) -> None:
+def warn_of_length(settings: TrainSettings, n_steps: int, per_epoch: int) -> None:
     """Tells what of the settings does not fit into a run of so many steps."""
     if (settings.max_iters or 0) > n_steps:
         print(f"warning: --max-iters {settings.max_iters}: --epochs {settings.epochs} ends the run "
@@ -51,6 +51,11 @@ def warn_of_length(settings: TrainSettings, n_steps: int) -> None:
     if settings.warmup >= max(2, n_steps):
         print(f"warning: --warmup {settings.warmup}: all {n_steps} steps of the run are warm-up; "
               "lower it", file=sys.stderr)  # fmt: skip
+    every = settings.eval_every or per_epoch
+    if settings.patience and settings.patience * every >= n_steps:
+        print(f"warning: --patience {settings.patience}: evaluated every {every} steps, a run of "
+              f"{n_steps} has no more evaluations than that; lower --eval-every",
+              file=sys.stderr)  # fmt: skip
 
 
 def show_answers(job: Job, title: str) -> None:

@@ -210,6 +210,13 @@ def test_without_a_seed_samples_follow_the_global_stream(model):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
+def test_a_soft_prompt_of_another_model_is_refused(model, use_cache):
+    for shape in ((8, model.config.dim + 1), (model.config.dim,), (1, 8, model.config.dim)):
+        with pytest.raises(UserError, match=r"takes a soft prompt \(P, "):
+            generate(model, [[1]], 3, use_cache, prompt=torch.randn(shape))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
 def test_a_soft_prompt_takes_its_room_from_the_context(model, use_cache):
     prompt = torch.randn(8, model.config.dim)
     assert len(generate(model, [[1] * 118], 50, use_cache, prompt=prompt)[0]) == 2

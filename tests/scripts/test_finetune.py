@@ -243,6 +243,9 @@ def test_a_switch_of_a_config_file_may_be_spelt_in_the_negative(tmp_path):
     (["--max-iters", "9"], 4, "--max-iters 9: --epochs 1 ends the run at step 4; raise it"),
     (["--warmup", "4"], 4, "--warmup 4: all 4 steps of the run are warm-up; lower it"),
     (["--warmup", "3"], 4, ""), (["--warmup", "1", "--max-iters", "1"], 1, ""),
+    (["--patience", "1"], 4, "--patience 1: evaluated every 4 steps, a run of 4 has no more"),
+    (["--patience", "2", "--eval-every", "2"], 4, "--patience 2: evaluated every 2 steps, a run"),
+    (["--patience", "1", "--eval-every", "3"], 4, ""),
     (["--override"], 4, "--override: no effect without --resume"),
 ])  # fmt: skip
 def test_the_length_of_a_run_is_told_and_what_does_not_fit_into_it(flags, steps, warning, capsys):
