@@ -1,5 +1,6 @@
 """Experiments of many cells: each done once, in a process of its own, its numbers kept as JSON."""
 
+import argparse
 import contextlib
 import csv
 import gc
@@ -71,6 +72,16 @@ def split_flags(text: str, where: str) -> list[str]:
         raise UserError(f"{where} {text!r}: {error}; fix the quotes") from None
 
 
+def refuse_own(family: Family, flags: list[str], names: Iterable[str], where: str) -> None:
+    """Errors: UserError if flags for the training alone (or a --config among them) give what must
+    be the same when it is measured."""
+    given, default = (_parse(family, words) for words in (flags, []))
+    for name in names:
+        if getattr(given, name) != getattr(default, name):
+            raise UserError(f"{where} --{name}: would hold for the training alone, not for what it "
+                            "is compared with; give it as a flag of this tool")  # fmt: skip
+
+
 def check_runs(family: Family, runs: Iterable[list[str]]) -> None:
     """check_run of each, before the first of them takes its hours."""
     for flags in runs:
@@ -80,12 +91,8 @@ def check_runs(family: Family, runs: Iterable[list[str]]) -> None:
 def check_run(family: Family, flags: list[str]) -> None:
     """Errors: UserError for flags that a fine-tuning of this kind of model does not take, wrong
     values, and what the method needs and the model lacks. No weight is loaded, no data read."""
-    parser = Parser("")
-    add_flags(parser, ",".join(family.targets), 0.0)
-    if family.name == "gpt2":
-        parser.add_argument("--dropout", type=share)
+    args = _parse(family, flags)
     with contextlib.redirect_stderr(io.StringIO()):  # its warnings are for the run itself
-        args = parse(parser, flags, 0.0)
         precision = choose_precision(args.precision, choose_device(args.device))
         frozen_dtype(args.frozen_dtype, args.method, precision.dtype)
         find_template(args.template or TASKS[args.task].template, TASKS[args.task].field)
@@ -95,6 +102,16 @@ def check_run(family: Family, flags: list[str]) -> None:
             check_virtual(model, args.virtual_tokens)
         else:
             adapt(model, tokenizer, args.method, MethodOptions.from_flags(vars(args)))
+
+
+def _parse(family: Family, flags: list[str]) -> argparse.Namespace:
+    """Flags as the fine-tuning of this kind of model reads them. Errors: UserError."""
+    parser = Parser("")
+    add_flags(parser, ",".join(family.targets), 0.0)
+    if family.name == "gpt2":
+        parser.add_argument("--dropout", type=share)
+    with contextlib.redirect_stderr(io.StringIO()):
+        return parse(parser, flags, 0.0)
 
 
 def run_script(script: Path, folder: Path, flags: list[str]) -> None:

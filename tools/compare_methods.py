@@ -34,6 +34,7 @@ from tools.cells import (
     done_once,
     give_back_memory,
     open_experiment,
+    refuse_own,
     run_script,
     split_flags,
 )
@@ -56,6 +57,7 @@ TINY_FLAGS = (
     "--samples 1200 --held-out 100 --epochs 1 --batch-size 8 --accumulation-steps 1 "
     "--eval-every 50 --schedule cosine --warmup 10 --attention explicit"
 )
+OF_TOOL = ("checkpoint", "init", "task", "data", "method", "lr", "seed")
 COMMON_FLAGS = "--schedule cosine --warmup 50 --eval-every 200"
 
 
@@ -183,6 +185,7 @@ def main(argv=None) -> dict:
     own = f"{TINY_FLAGS if is_tiny else COMMON_FLAGS} {args.train_flags}"
     train_flags = split_flags(own, "--train-flags")
     family = family_of(base)
+    refuse_own(family, split_flags(args.train_flags, "--train-flags"), OF_TOOL, "--train-flags")
     script = SCRIPTS / f"finetune_{family.name}.py"
     searched = {method: list(grid[method]) for method in methods if method not in given}
     data = ["--task", args.task, "--device", args.device,

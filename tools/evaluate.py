@@ -128,7 +128,8 @@ def measure_labels(model, tokenizer, samples, labels, by: str, settings: dict, *
         "settings": settings,
     }  # fmt: skip
     rows = [
-        {"response": answer.answer, "true label": sample.label, "predicted label": answer.label}
+        {"text": sample.row, "response": answer.answer, "true label": sample.label,
+         "predicted label": answer.label}
         for sample, answer in zip(samples, answers, strict=True)
     ]
     return report, results, rows

@@ -36,7 +36,7 @@ from minillm.plots import plot_spectrum
 from minillm.precision import DTYPES, choose_device, choose_precision
 from minillm.runs import fresh_folder
 from minillm.training import evaluate
-from tools.evaluate import read_data
+from tools.evaluate import read_data, settings_of_training
 from tools.models import ModelOptions, family_of, load_model
 
 RANKS = [1, 2, 4, 8, 16, 32, 64]
@@ -45,7 +45,8 @@ RANKS = [1, 2, 4, 8, 16, 32, 64]
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = add_model_flags(parser).add_argument
-    add("--base", metavar="NAME|PATH", help="what it was before (default: the bundled model)")
+    add("--base", metavar="NAME|PATH", help="what it was before (default: "
+        "what its own notes name, else the bundled model)")  # fmt: skip
     add("--precision", choices=[*DTYPES], default="fp32", help="dtype of both models' weights")
     add = parser.add_argument_group("adapter").add_argument
     add("--targets", type=several(str),
@@ -203,7 +204,8 @@ def main(argv=None) -> list[dict]:
     known = vars(args) | {"checkpoint": path, "adapter": None, "force": False}
     tuned, tokenizer, template = load_model(pick(ModelOptions, known))
     precision = choose_precision(args.precision, device)
-    origin = find_checkpoint(args.base or family.bundled)
+    noted = settings_of_training(None, args.checkpoint).get("checkpoint")
+    origin = find_checkpoint(args.base or noted or family.bundled)
     base, _ = family.load(
         origin, tuned.config.n_layers, precision.dtype, device, args.tokenizer
     )
@@ -230,7 +232,7 @@ def main(argv=None) -> list[dict]:
     values = {name: change.values for name, change in changes.items()}
     inside = sum_of_squares([s for found in values.values() for s in found])
     print(f"{len(changes)} layers ({', '.join(targets)}) hold {inside / everything:.2%} of the "
-          f"squared change of {path}; the rest is left behind")  # fmt: skip
+          f"squared change from {origin} to {path}; the rest is left behind")  # fmt: skip
 
     rows = look([*changes.values()], ranks, loss)
     for change in changes.values():

@@ -15,6 +15,7 @@ and the score's interval over posts, is in a .json beside the samples.
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -90,6 +91,9 @@ def fit(inputs: list[Sample], tokenizer, context: int) -> list[Sample]:
 def write_samples(model, tokenizer, sample, kind: str, n: int, seed: int, sampling: dict):
     """n texts for one prompt. Errors: UserError for one that fills the context."""
     tokens = tokenizer.encode(sample.prompt, bos=True)
+    if kind != "summaries" and len(tokens) > WHOLE_TOKENS:
+        print(f"warning: {sample.prompt[:30]!r}...: {len(tokens)} tokens, where text and answer "
+              f"have {WHOLE_TOKENS} together; one token is written", file=sys.stderr)  # fmt: skip
     room = NEW_TOKENS if kind == "summaries" else max(1, WHOLE_TOKENS - len(tokens) + 1)
     rows = generate(model, [tokens] * n, room, eos_id=tokenizer.eos_id, seed=seed, **sampling)
     ended = [row[:-1] if row and row[-1] == tokenizer.eos_id else row for row in rows]

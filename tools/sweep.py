@@ -32,6 +32,7 @@ from tools.cells import (
     done_once,
     give_back_memory,
     open_experiment,
+    refuse_own,
     run_script,
     split_flags,
     write_report,
@@ -44,6 +45,7 @@ TINY = {"train": ["--config", str(SCRIPT.with_name("tiny_gpt2.json"))],
         "full": "--lr 1e-3 --dropout 0.05", "lrs": [3e-3, 5e-4, 5e-4]}  # fmt: skip
 CHECKPOINTS = ("best", "last")
 CELLS_OWN = ("--rank", "--alpha", "--template")
+TRAINED_AND_MEASURED = ("checkpoint", "init", "layers", "task", "data", "method")
 
 
 def parse_args(argv=None):
@@ -80,6 +82,8 @@ def own_flags(
     if lrs is not None and len(lrs) not in (1, n_ranks):
         raise UserError(f"--lrs: {len(lrs)} for {n_ranks} ranks; give one for each")
     full_flags = split_flags(full, "--full-flags")
+    for text, name in ((train, "--train-flags"), (full, "--full-flags")):
+        refuse_own(gpt2.FAMILY, split_flags(text, name), TRAINED_AND_MEASURED, name)
     for flag in (*flags, *full_flags):
         if flag.partition("=")[0].replace("_", "-").replace("--lora-", "--") in CELLS_OWN:
             raise UserError(f"{flag}: every cell has its own; give it as a flag of the sweep")

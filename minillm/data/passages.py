@@ -87,11 +87,15 @@ def read_completions(
 ) -> Splits:
     """From a folder with train, validation and test.jsonl, or one JSONL file (prompt, completion),
     of which a tenth each is held out by a hash of the row. The completion is taken as it is: one
-    that follows after a space begins with it. Errors: UserError naming file, line and field."""
+    that follows after a space begins with it, or the prompt ends with it. Errors: UserError naming
+    file, line and field."""
 
     def make(row: object, where: str) -> Sample:
         asked, told = (text_field(row, name, where) for name in ("prompt", "completion"))
-        return Sample(template.fill(prompt=asked), told, row=asked)
+        filled = template.fill(prompt=asked)
+        if not filled.endswith(asked) and not told.startswith(" "):  # its last spaces were left out
+            told = asked[len(asked.rstrip(" ")) :] + told
+        return Sample(filled, told, row=asked)
 
     return read_splits(path, make, bad)
 

@@ -65,11 +65,13 @@ def split_by_label(by_label: list[list[str]], template: Template) -> Splits:
 
 
 def alternate(samples: list[Sample]) -> list[Sample]:
-    """The same samples with labels in turn for as long as there are both, so that the first N of a
-    file that lists one label after the other are of both."""
-    by_label = [[s for s in samples if s.label == label] for label in range(len(LABELS))]
-    turns = itertools.zip_longest(*by_label)
-    return [sample for turn in turns for sample in turn if sample is not None]
+    """The same samples with labels in turn, each as often as it is there, so that the first N of a
+    file that lists one label after the other have both in the file's own shares."""
+    placed = []
+    for label in range(len(LABELS)):
+        own = [sample for sample in samples if sample.label == label]
+        placed += [((i + 0.5) / len(own), sample) for i, sample in enumerate(own)]
+    return [sample for _, sample in sorted(placed, key=lambda pair: pair[0])]
 
 
 def _sample(text: str, label: int, template: Template) -> Sample:
