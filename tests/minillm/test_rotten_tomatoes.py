@@ -44,6 +44,14 @@ def write(path, rows) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def test_the_first_samples_have_the_files_own_shares_of_labels(tmp_path):
+    rows = [{"text": f"film {i}", "label": int(i < 18)} for i in range(20)]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    labels = [s.label for s in read_rotten_tomatoes(tmp_path, SHORT).train]
+    assert sum(labels) == 18 and sum(labels[:10]) == 9
+
+
 def test_three_jsonl_files_are_the_three_splits(tmp_path):
     for name, n in (("train", 4), ("validation", 2), ("test", 3)):
         write(tmp_path / f"{name}.jsonl", [{"text": f"{name} {i}", "label": i % 2}

@@ -312,6 +312,17 @@ def test_completions_are_taken_as_they_are(tmp_path):
     assert found == {(row["prompt"], row["completion"]) for row in rows}
 
 
+@pytest.mark.parametrize(("prompt", "completion", "text"), [
+    ("A: ", "5", "A: 5"), ("A:  ", "5", "A:  5"), ("A:", "5", "A:5"), ("A: ", " 5", "A: 5"),
+])  # fmt: skip
+def test_the_last_space_of_a_prompt_goes_to_its_completion(prompt, completion, text, tmp_path):
+    row = json.dumps({"prompt": prompt, "completion": completion})
+    (tmp_path / "c.jsonl").write_text("\n".join([row] * 20))
+    splits = TASKS["completion"].read(tmp_path / "c.jsonl", TEMPLATES["prompt"])
+    found = {s.prompt + s.response for side in vars(splits).values() for s in side}
+    assert found == {text} and not any(s.prompt.endswith(" ") for s in splits.train)
+
+
 def test_sentences_end_at_a_mark_and_white_space():
     text = "One. Two 2.5 times! Three?\nFour"
     assert sentences(text) == ["One.", "Two 2.5 times!", "Three?", "Four"]

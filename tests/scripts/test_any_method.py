@@ -187,8 +187,12 @@ def test_the_same_number_of_references_as_inputs_is_asked_for(tmp_path):
     ["--lrs", "lora=fast"], ["--lrs", "lora=-1"], ["--lrs", "lora=1e-3:2e-3"],
     ["--checkpoint", "nowhere"], ["--train-flags", '--template "x'],
     ["--methods", "lora,prefix_tuning", "--train-flags", "--virtual-tokens 600"],
+    ["--train-flags", "--data other.csv"], ["--train-flags", "--task tldr"],
+    ["--train-flags", "--learning_rate=5"], ["--train-flags", "--config run.json"],
 ])  # fmt: skip
-def test_a_comparison_refuses_what_it_cannot_do_before_its_first_run(flags, tmp_path):
+def test_a_comparison_refuses_what_it_cannot_do_before_its_first_run(flags, tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text('{"data": "other.csv"}')
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         compare_methods.main(["--out-dir", str(tmp_path / "c"), *flags])
     assert not (tmp_path / "c").exists()

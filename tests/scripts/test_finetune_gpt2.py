@@ -224,6 +224,9 @@ def test_patience_counts_epochs_unless_told_otherwise():
                                    ["--lrs", "1e-3,1e-4"],
                                    ["--ranks", "2,99999"], ["--train-flags", "--targets nope"],
                                    ["--train-flags", "--lora_alpha=8"],
+                                   ["--train-flags", "--data_path=reviews"],
+                                   ["--train-flags", "--layers 1"],
+                                   ["--full-flags", "--init-from gpt2"],
                                    ["--full-flags", "--template reviews"]])  # fmt: skip
 def test_a_sweep_refuses_what_it_cannot_do_before_its_first_cell(flags, tmp_path):
     with pytest.raises(UserError):
