@@ -10,7 +10,7 @@ from torch import nn
 
 from minillm.adapt.lora import evaluating
 from minillm.errors import NumericError, UserError
-from minillm.generate import check_prompts, next_logits, pad_left
+from minillm.generate import check_prompts, end_token, next_logits, pad_left
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def beam_search(
         raise UserError(f"n_beams {n_beams}: must be at least 1; change it")
     if not length_penalty >= 0:  # an end that could still win would not be waited for
         raise UserError(f"length_penalty {length_penalty}: must not be negative; change it")
-    eos_id = eos_id if eos_id in range(model.config.vocab_size) else None
+    eos_id = end_token(eos_id, model.config.vocab_size)
     limit = model.config.max_seq_len
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
     if not prompts or max_new_tokens == 0:

@@ -78,7 +78,7 @@ def generate_steps(
 ) -> Iterator[Step]:
     """`generate` one step at a time, for streaming, with its arguments and errors. Do not run two
     at once on a model in training mode: the first to end restores that mode for both."""
-    eos_id = eos_id if eos_id in range(model.config.vocab_size) else None
+    eos_id = end_token(eos_id, model.config.vocab_size)
     n_prompt = 0 if prompt is None else soft_length(prompt, model.config.dim)
     limit = model.config.max_seq_len - n_prompt
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
@@ -144,6 +144,13 @@ def pad_left(
     rows = [[0] * pad + list(p) for pad, p in zip(pads, prompts, strict=True)]
     tokens = torch.tensor(rows, dtype=torch.int64, device=device)
     return tokens, torch.tensor(pads, device=device) if any(pads) else None
+
+
+def end_token(eos_id: int | None, vocab_size: int) -> int | None:
+    """The id that ends a row, None for none the model has. Errors: UserError for several."""
+    if eos_id is not None and not hasattr(eos_id, "__index__"):
+        raise UserError(f"eos_id {eos_id!r}: not one whole number; give the id that ends a text")
+    return eos_id if eos_id in range(vocab_size) else None
 
 
 def soft_length(prompt: Tensor, dim: int) -> int:

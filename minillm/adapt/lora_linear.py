@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.dropout import Dropout
+from minillm.errors import UserError
 from minillm.linear import Linear
 
 LORA = ("lora_A", "lora_B")  # what its tensors' names end in
@@ -25,7 +26,8 @@ class LoRALinear(Linear):
     as a copy in host memory) and a merged one takes its place, so a merged layer holds its
     weight twice, and others who share the original never see a merged value. state_dict() always
     shows the original; moving, copying, loading into and changing A or B of a merged layer all
-    leave it merged and right (on a GPU, a write through `.data` is seen at the next eval()).
+    leave it merged and right (on a GPU, a write through `.data` is seen at the next eval()). What
+    is written into a merged weight itself would be lost with it: train() raises UserError then.
     `enabled = False` takes the update out in either mode. Rank 0 is a plain nn.Linear.
 
     Shapes: as nn.Linear; lora_A (rank, in_features), lora_B (out_features, rank), both at least
@@ -64,6 +66,7 @@ class LoRALinear(Linear):
         self._set_aside: list[nn.Parameter] = []  # the original while a merged one stands in
         self._original = _Weakly()  # on a GPU, where a copy is set aside: while others hold it
         self._merged_from: tuple = ()  # the A and B that the merged one was made of
+        self._merged = _Watched()  # the merged one, to see whether it was written to
 
     def _factor_shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
         return (rank, self.in_features), (self.out_features, rank)
@@ -152,7 +155,8 @@ class LoRALinear(Linear):
             return
         base, a, b = self.weight, self.lora_A.detach().clone(), self.lora_B.detach().clone()
         # summed in fp32 and rounded once: in bf16, W + small loses most of small
-        with torch.autocast(base.device.type, enabled=False):
+        kind = "cuda" if base.is_cuda else "cpu"
+        with torch.autocast(kind, enabled=False):
             delta = self.delta()
             merged = (base.to(delta.dtype) + delta).to(base.dtype)
         # may fail: before anything changes
@@ -160,6 +164,7 @@ class LoRALinear(Linear):
         self._set_aside.append(kept)
         self._original = _Weakly(base if base.is_cuda else None)
         self.weight = nn.Parameter(merged, base.requires_grad)
+        self._merged = _Watched(self.weight)
         self._merged_from = (a, b, self._versions())
         self.has_weights_merged = True
 
@@ -169,18 +174,29 @@ class LoRALinear(Linear):
         if not self.has_weights_merged:
             return
         if self._set_aside:
+            self._check_unwritten()
             base = self._original.get()
             if base is None:  # nobody else held it, or on a CPU: it is what was set aside
                 base = self._set_aside[0]
             device = self.weight.device
             if base.device != device:  # a full GPU may refuse it: till then it stays set aside
                 base = nn.Parameter(base.data.to(device, non_blocking=True))
-            self.weight = base.requires_grad_(self.weight.requires_grad)  # as it is meanwhile
+            if base.requires_grad != self.weight.requires_grad:  # as it is meanwhile
+                base.requires_grad_(self.weight.requires_grad)
+            self.weight = base
             self._set_aside.clear()
+            self._merged = _Watched()
         else:  # the flag was set by hand: no original is at hand
             self.weight.data -= self.delta().to(self.weight.dtype)
         self._merged_from = ()
         self.has_weights_merged = False
+
+    def _check_unwritten(self) -> None:
+        """Errors: UserError if the merged weight was trained or replaced, unless by `.data`: the
+        original would come back without that."""
+        if not self._merged.is_still(self.weight):
+            raise UserError("LoRALinear: the weight was trained or replaced while LoRA is merged "
+                            "into it, and would be lost; call train() first")  # fmt: skip
 
     @contextmanager
     def _unmerged(self):
@@ -244,6 +260,22 @@ class _Weakly:
 
     def __reduce__(self):
         return _Weakly, ()
+
+
+class _Watched:
+    """A parameter as it was; of a copy of this, or a saved one, none."""
+
+    def __init__(self, parameter: nn.Parameter | None = None):
+        self.parameter = parameter
+        self.version = 0 if parameter is None else parameter._version
+
+    def is_still(self, parameter: nn.Parameter) -> bool:
+        """Whether it is this one, not written to since, as far as known."""
+        known = self.parameter is not None
+        return not known or (self.parameter is parameter and parameter._version == self.version)
+
+    def __reduce__(self):
+        return _Watched, ()
 
 
 def _to_host(x: Tensor) -> Tensor:

@@ -138,6 +138,7 @@ def test_numbers_may_be_numpys(model):
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"repetition_penalty": 0}, "repetition_penalty 0"),
         ({"max_new_tokens": -1}, "max_new_tokens -1"),
+        ({"eos_id": [2]}, "eos_id .2.: not one whole number"),
     ],
 )
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -1,6 +1,7 @@
 """LoRALinear: identity at the start, exact un-merge, and no state in which it lies."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -576,3 +577,49 @@ def test_slices_are_kept_in_the_layers_order_and_mode():
         layer = LoRAParts.from_fused(fused.train(mode), ["v", "q"], 4, 8, 0.5)
         assert layer.adapted_parts == ["q", "v"] and layer.training is mode
         assert layer.lora_dropout.training is mode
+
+
+def trained(layer):
+    torch.optim.SGD([layer.weight], 1.0).step()
+
+
+def written_to(layer):
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+
+
+def replaced(layer):
+    layer.weight = nn.Parameter(torch.zeros_like(layer.weight))
+
+
+@pytest.mark.parametrize("change", [trained, written_to, replaced])
+def test_what_is_written_into_a_merged_weight_is_not_lost_without_a_word(change):
+    layer = LoRALinear(6, 4, lora_rank=2).eval()
+    layer.weight.grad = torch.ones_like(layer.weight)
+    change(layer)
+    with pytest.raises(UserError, match="call train"):
+        layer.train()
+
+
+@pytest.mark.parametrize("copy", [
+    copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), lambda layer: layer.double(),
+    lambda layer: layer.requires_grad_(False),
+], ids=["deepcopy", "pickle", "double", "frozen"])  # fmt: skip
+def test_a_copied_moved_or_frozen_merged_layer_can_be_unmerged(copy):
+    layer = LoRALinear(6, 4, lora_rank=2)
+    nn.init.normal_(layer.lora_B)
+    before = layer.weight.clone()
+    again = copy(layer.eval()).train()
+    assert torch.equal(again.weight.float(), before)
+
+
+def test_a_layer_made_in_inference_mode_merges_and_unmerges():
+    with torch.inference_mode():
+        layer = LoRALinear(6, 4, lora_rank=2)
+        before = layer.weight.clone()
+    assert torch.equal(layer.eval().train().weight, before)
+
+
+def test_a_layer_on_no_device_merges_and_unmerges():
+    layer = LoRALinear(6, 4, lora_rank=2, device="meta")
+    assert layer.eval().has_weights_merged and layer.train().weight.is_meta
