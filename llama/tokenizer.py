@@ -45,9 +45,11 @@ class LlamaTokenizer:
                 unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=2, minloglevel=2,
             )  # fmt: skip
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[-80:]
-            raise UserError(f"--vocab-size {vocab_size}: these texts do not make so many pieces "
-                            f"({reason}); change it") from None  # fmt: skip
+            reason = " ".join(str(error).split()).rpartition("] ")[2]
+            few = "smaller than required" in reason  # their characters, and the 256 bytes
+            what = "too few pieces for these texts" if few else "these texts do not make so many"
+            raise UserError(f"--vocab-size {vocab_size}: {what} ({reason[:80]}); "
+                            f"{'raise' if few else 'lower'} it") from None  # fmt: skip
         tokenizer = cls(None)
         tokenizer.is_bytes = False
         tokenizer._open(model.getvalue())

@@ -96,8 +96,8 @@ def check_disk(model: nn.Module, folder: Path | None) -> str:
     free = shutil.disk_usage(there).free
     free += sum(file.stat().st_size for file in folder.glob("*.pt"))  # which new ones replace
     if free < need:
-        raise UserError(f"{folder}: no space for checkpoints (need {need / MIB:,.0f} MiB, free "
-                        f"{free / MIB:,.0f}); name another --out-dir")  # fmt: skip
+        raise UserError(f"{folder}: no space for checkpoints (need {need / MIB:,.1f} MiB, free "
+                        f"{free / MIB:,.1f}); name another --out-dir")  # fmt: skip
     return f"a checkpoint takes {CHECKPOINT * trained / MIB:,.1f} MiB of {free / MIB:,.0f} free"
 
 

@@ -7,6 +7,7 @@ that reads back is the truth. One process at a time holds the folder.
 import contextlib
 import itertools
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -213,6 +214,9 @@ def check_folder(folder: str | Path | None, resume: bool, overwrite: bool) -> No
             raise UserError("--resume: no run is named; add --out-dir FOLDER")
         return
     folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UserError(f"{there}: not a folder; name another --out-dir")
     # a model's folder has a config.json too: only a run has metrics beside it
     known = (folder / "config.json").exists() and (folder / "metrics.jsonl").exists()
     if known and not (resume or overwrite):

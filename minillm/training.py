@@ -66,7 +66,9 @@ def train(
         progress.before = evaluate(model, loss_fn, held_out, precision)
     ended = progress.step >= last_step or out_of_patience(progress, settings)
     if ended:
-        print(f"already complete: {progress.step} of {last_step} steps", flush=True)
+        cut = last_step < settings.epochs * steps_per_epoch
+        why = f"; --max-iters {settings.max_iters} ends it, raise it to go on" if cut else ""
+        print(f"already complete: {progress.step} of {last_step} steps{why}", flush=True)
         if row := evaluate_late(model, loss_fn, held_out, precision, progress, run):
             save(run, progress, model, optimizer, scaler)
             run.replace_last(row)

@@ -158,10 +158,14 @@ def main(argv=None) -> float:
     tokenizer, rows, tests, entropy = make_data(
         family, args.stories, args.reviews, args.articles, args.held_out, args.vocab_size
     )
-    folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "pretrain")
-    run = Run(folder, settings_of(args), args.resume, args.overwrite, override=args.override)
     config = family.config.preset(args.preset or family.bundled)
     config = replace(config, vocab_size=tokenizer.vocab_size)
+    longest = max(len(row.tokens) for row in (*rows, *tests))
+    if longest - 1 > config.max_seq_len:
+        raise UserError(f"--vocab-size {args.vocab_size}: a text has {longest} tokens, the context "
+                        f"is {config.max_seq_len}; raise it")  # fmt: skip
+    folder = Path(args.out_dir) if args.out_dir else fresh_folder("runs", "pretrain")
+    run = Run(folder, settings_of(args), args.resume, args.overwrite, override=args.override)
     pad_id, context = tokenizer.pad_id, config.max_seq_len
     batches = Batches(rows, args.batch_size, pad_id, args.seed, context)
     held_out = Batches(tests, 16, pad_id, None, context)

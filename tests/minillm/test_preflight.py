@@ -77,7 +77,7 @@ def test_too_little_disk_is_said_with_both_numbers(monkeypatch, tmp_path):
     import types
 
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=5))
-    with pytest.raises(UserError, match=r"no space for checkpoints \(need .* free 0\)"):
+    with pytest.raises(UserError, match=r"no space for checkpoints \(need .* free 0.0\)"):
         preflight.check_disk(adapted(), tmp_path / "not" / "yet")
 
 

@@ -8,7 +8,7 @@ from minillm.data.batches import Batches
 from minillm.errors import UserError
 from minillm.losses import token_loss
 from minillm.precision import choose_precision
-from minillm.runs import Run, fresh_folder
+from minillm.runs import Run, check_folder, fresh_folder
 from minillm.training import TrainSettings, train
 from tests.conftest import FP32, lora_model, ragged_rows, small_config
 
@@ -178,3 +178,11 @@ def test_a_run_goes_on_where_the_weights_agree_in_one_of_two_dtypes(tmp_path):
     for now in ({"bfloat16": "a", "float16": "x"}, {"bfloat16": "x", "float16": "b"}):
         run = Run(tmp_path / "run", {}, True, identity={"model": now})
         assert run.load_newest()["step"] == 1
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "link"])
+def test_what_is_no_folder_is_refused_at_once(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="not a folder"):
+        check_folder(tmp_path / name, resume=False, overwrite=True)

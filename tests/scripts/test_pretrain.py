@@ -44,9 +44,14 @@ def test_a_short_run_writes_a_model_and_its_figures(tmp_path, family, load):
     assert set(facts["held_out_loss_by_layers"]) == by_layers
 
 
-def test_a_vocabulary_that_cannot_be_leaves_no_run_behind(tmp_path):
-    with pytest.raises(UserError):
-        pretrain.main([*SMALL, "--vocab-size", "9", "--out-dir", str(tmp_path / "a")])
+@pytest.mark.parametrize(("size", "message"), [
+    ("9", r"9: too few pieces for these texts \(.*raise it"),
+    ("99999", r"99999: these texts do not make so many \(.*lower it"),
+    ("320", r"320: a text has \d+ tokens, the context is 512; raise it"),
+])  # fmt: skip
+def test_a_vocabulary_that_cannot_be_leaves_no_run_behind(size, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        pretrain.main([*SMALL, "--vocab-size", size, "--out-dir", str(tmp_path / "a")])
     assert not (tmp_path / "a").exists()
 
 
