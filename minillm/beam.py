@@ -32,10 +32,11 @@ def beam_search(
     tries everything. As in `generate`, it ends for all where the longest fills the context.
     Errors: UserError for an empty or too long prompt, n_beams below 1, a negative length_penalty.
     """
-    if n_beams < 1:
-        raise UserError(f"n_beams {n_beams}: must be at least 1; change it")
-    if not length_penalty >= 0:  # an end that could still win would not be waited for
-        raise UserError(f"length_penalty {length_penalty}: must not be negative; change it")
+    if not hasattr(n_beams, "__index__") or n_beams < 1:
+        raise UserError(f"n_beams {n_beams!r}: must be a whole number of at least 1; change it")
+    is_number = hasattr(length_penalty, "__float__")
+    if not is_number or not length_penalty >= 0:  # an end that could still win is not waited for
+        raise UserError(f"length_penalty {length_penalty!r}: must be a number from 0 on; change it")
     eos_id = end_token(eos_id, model.config.vocab_size)
     limit = model.config.max_seq_len
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)

@@ -79,7 +79,7 @@ def generate_steps(
     """`generate` one step at a time, for streaming, with its arguments and errors. Do not run two
     at once on a model in training mode: the first to end restores that mode for both."""
     eos_id = end_token(eos_id, model.config.vocab_size)
-    n_prompt = 0 if prompt is None else soft_length(prompt, model.config.dim)
+    n_prompt = 0 if prompt is None else soft_length(prompt, model.config)
     limit = model.config.max_seq_len - n_prompt
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
     if len(prompts) == 0 or max_new_tokens == 0:
@@ -153,12 +153,18 @@ def end_token(eos_id: int | None, vocab_size: int) -> int | None:
     return eos_id if eos_id in range(vocab_size) else None
 
 
-def soft_length(prompt: Tensor, dim: int) -> int:
-    """Positions of a soft prompt (P, D). Errors: UserError if it is not of the model's width."""
-    if prompt.dim() != 2 or prompt.size(1) != dim:
-        raise UserError(f"prompt {tuple(prompt.shape)}: this model takes a soft prompt (P, {dim}); "
-                        "give one that was trained on it")  # fmt: skip
-    return prompt.size(0)
+def soft_length(prompt: Tensor, config) -> int:
+    """Positions of a soft prompt (P, D). Errors: UserError if it is not of the model's width, or
+    fills its context."""
+    wanted = f"this model takes a soft prompt (P, {config.dim})"
+    if not isinstance(prompt, Tensor):
+        raise UserError(f"prompt of type {type(prompt).__name__}: {wanted}; give a tensor")
+    if prompt.dim() != 2 or prompt.size(1) != config.dim:
+        raise UserError(f"prompt {tuple(prompt.shape)}: {wanted}; give one that was trained on it")
+    if len(prompt) >= config.max_seq_len - 1:
+        raise UserError(f"prompt {tuple(prompt.shape)}: leaves no room for a text in the context "
+                        f"of {config.max_seq_len}; give a shorter one")  # fmt: skip
+    return len(prompt)
 
 
 def check_prompts(

@@ -16,8 +16,9 @@ class Request:
 
 
 @contextmanager
-def deferred_signals() -> Iterator[Request]:
-    """While it is on, the first Ctrl-C or SIGTERM only notes itself; a second one stops at once.
+def deferred_signals(told: str = "finishing this step first") -> Iterator[Request]:
+    """While it is on, the first Ctrl-C or SIGTERM only notes itself, and `told` is shown; a second
+    one stops at once.
 
     Outside the main thread, where Python takes no signals, it does nothing.
     """
@@ -28,7 +29,7 @@ def deferred_signals() -> Iterator[Request]:
             raise Interrupted(number, "stopped at once")
         asked.signal = number
         # not print: a handler may come in the middle of one
-        os.write(2, b"\nfinishing this step first (again to stop at once)\n")
+        os.write(2, f"\n{told} (again to stop at once)\n".encode())
 
     if threading.current_thread() is threading.main_thread():
         kept = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

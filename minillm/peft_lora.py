@@ -165,7 +165,10 @@ def _in_our_names(found: dict[str, LazyTensor], model: nn.Module, file: Path) ->
         module, factor, end = _split(key)
         name, heads = ours.get(module, (None, 0))
         if factor == "base_layer":  # beside LoRA on a head PEFT writes the head itself
-            _check_same(lazy, getattr(modules.get(name), end, None), key)
+            if name not in modules:
+                raise UserError(f"{file}: {key} is of a layer that this model has not as one of "
+                                "its own, such as a head that is its embedding; not supported")
+            _check_same(lazy, getattr(modules[name], end, None), key)
             continue
         if factor not in LORA:
             raise UserError(f"{file}: {key} is more than LoRA on linear layers; not supported")

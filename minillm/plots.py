@@ -1,18 +1,30 @@
 """Every picture the project draws. matplotlib is imported where a picture is drawn."""
 
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from minillm.interrupt import deferred_signals
+
+
+def _pyplot():
+    """matplotlib without a window. A signal waits for the end of the import, whose compiled parts
+    end the whole process if they are cut in the middle."""
+    with deferred_signals("drawing first") as asked:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    if asked.signal is not None:
+        signal.raise_signal(asked.signal)
+    return pyplot
 
 
 @contextmanager
 def pictures(path: Path, n: int, width: float, height: float, n_rows: int = 1):
     """Yields axes to draw on, n of them side by side in each row, and writes them as one PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure, grid = plt.subplots(
         n_rows, n, figsize=(width, height), layout="constrained", squeeze=False
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minillm.data.batches import Row, to_device
 from minillm.errors import NumericError, UserError
 from minillm.job import Job
+from minillm.losses import IGNORED
 from minillm.memory import MIB, free_mib
 from minillm.precision import Precision, has_native_bf16
 from minillm.training import LossFn
@@ -77,13 +78,29 @@ def check_labels(rows: list[Row], eos_id: int) -> str:
 
 
 def check_held_out(rows: list[Row], held_out: list[Row]) -> str:
-    """Whether what is held out is new to the model."""
-    seen = {row.tokens.numpy().tobytes() for row in rows}
-    known = sum(row.tokens.numpy().tobytes() in seen for row in held_out)
-    if not known:
-        return "no held-out sample is among those trained on"
-    return (f"{known} of {len(held_out)} held-out samples are also trained on, word for word: "
-            "their loss says nothing of new text")  # fmt: skip
+    """Whether what is held out is new to the model: the samples and, of the others, the prompts."""
+    trained, asked = {_key(row.tokens) for row in rows}, {_prompt(row) for row in rows}
+    new = [row for row in held_out if _key(row.tokens) not in trained]
+    known = len(held_out) - len(new)
+    prompts = sum(bool(_prompt(row)) and _prompt(row) in asked for row in new)
+    found = []
+    if known:
+        found.append(f"{known} of {len(held_out)} held-out samples are also trained on, word for "
+                     "word: their loss says nothing of new text")  # fmt: skip
+    if prompts:
+        found.append(f"{prompts} of {len(held_out)} held-out prompts are also trained on, with "
+                     "other answers")  # fmt: skip
+    return "; ".join(found) or "no held-out sample or prompt is among those trained on"
+
+
+def _key(tokens: Tensor) -> bytes:
+    return tokens.numpy().tobytes()
+
+
+def _prompt(row: Row) -> bytes:
+    """What lies before the first supervised token; nothing where that is at most BOS."""
+    n = int((row.labels == IGNORED).cumprod(0).sum())
+    return _key(row.tokens[:n]) if n > 1 else b""
 
 
 def check_disk(model: nn.Module, folder: Path | None) -> str:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from minillm.errors import NumericError, UserError
 
+FILTERS = ("top_k", "top_p", "min_p")  # settings that may be None
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -28,6 +30,9 @@ class Sampling:
 
     def __post_init__(self):
         bad = None
+        for name, value in vars(self).items():
+            if not hasattr(value, "__float__") and not (value is None and name in FILTERS):
+                raise UserError(f"{name} {value!r}: not a number; change it")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             bad = f"temperature {self.temperature}: must be 0 (greedy) or a positive number"
         elif self.top_k is not None and not (hasattr(self.top_k, "__index__") and self.top_k >= 0):
@@ -122,7 +127,10 @@ def penalize_repetition(
 
 
 def random_streams(seed: int | None, n: int, device: torch.device) -> list[torch.Generator]:
-    """A generator per row, seeded seed + row; without a seed, from PyTorch's global stream."""
+    """A generator per row, seeded seed + row; without a seed, from PyTorch's global stream.
+    Errors: UserError for a seed that is no whole number of 64 bits."""
     if seed is None:
         seed = int(torch.randint(2**31, ()))
+    if not hasattr(seed, "__index__") or not -(2**63) <= seed <= 2**63 - n:
+        raise UserError(f"seed {seed!r}: must be a whole number of 64 bits; change it")
     return [torch.Generator(device).manual_seed(seed + row) for row in range(n)]

@@ -176,6 +176,8 @@ def main(argv=None) -> dict:
     args = parse_args(argv)
     methods = [name.strip() for name in args.methods.split(",")]
     check_known("method", methods, METHODS)
+    if len({*args.seeds}) < len(args.seeds):
+        raise UserError("--seeds: one of them twice, which would count as two; give each once")
     base = find_checkpoint(args.checkpoint)
     is_tiny = base.name.startswith("tiny-")
     given = rates(args.lrs, methods)

@@ -16,7 +16,7 @@ results that are there already are kept beside, under a number.
 import contextlib
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from minillm.hub import find_checkpoint
 from minillm.metrics import classification_report, describe
 from minillm.peft_format import read_notes
 from minillm.predict import GENERATION, LIKELIHOOD, predict_labels
+from minillm.sampling import Sampling
 from minillm.text_metrics import ROUGE
 from tools.models import (
     ModelOptions,
@@ -73,8 +74,27 @@ def parse_args(argv=None):
     if args.task is None and args.data is None:
         args.data = trained.get("data")
     args.task = args.task or trained.get("task", "rotten_tomatoes")
+    tell_idle(parser, vars(args))
     args.max_length = args.max_length or trained.get("max-length", 512)
     return args
+
+
+def tell_idle(parser: Parser, flags: dict) -> None:
+    """Names the flags that do nothing with this task, or this way of predicting."""
+    task, by = flags["task"], flags["by"]
+    idle = {"by": f"{task} has no labels"}
+    if TASKS[task].labels:
+        idle = {"max_length": f"{task} has labels, whose prompts stay whole"}
+    if TASKS[task].labels and by == LIKELIHOOD:
+        names = ("max_new_tokens", *(field.name for field in fields(Sampling)), "seed")
+        idle |= dict.fromkeys(names, "nothing is written by likelihood")
+    for name, why in idle.items():
+        if flags[name] != parser.get_default(name):
+            flag = name.replace("_", "-")
+            print(f"warning: --{flag}: {why}; no effect", file=sys.stderr)
+    if flags["template"] == "none":
+        print(f"warning: --template none: {task} is asked in the words of "
+              f"{TASKS[task].template!r}", file=sys.stderr)  # fmt: skip
 
 
 def settings_of_training(adapter: str | None, checkpoint: str | None) -> dict:
@@ -178,8 +198,6 @@ def is_other(folder: Path, results: dict, rows: list[dict]) -> bool:
 def main(argv=None) -> dict:
     args = parse_args(argv)
     options, sampling = pick(ModelOptions, vars(args)), sampling_of(vars(args))
-    if args.by != "both" and not TASKS[args.task].labels:
-        print(f"warning: --by: {args.task} has no labels; no effect", file=sys.stderr)
     model, tokenizer, template = load_model(options)
     task, settings = TASKS[args.task], settings_of(args)
     template = (template or find_template(task.template)).check_field(task.field)
@@ -187,10 +205,11 @@ def main(argv=None) -> dict:
     samples, known = read_data(args.task, args.data, split, template, args.samples, args.skip_bad)
     print(f"{options.name} on {args.task}, {args.data or 'tinyworld'}: {len(samples)} samples of "
           f"{split}; the first prompt: {samples[0].prompt!r}")  # fmt: skip
-    context, n_new = model.config.max_seq_len, args.max_new_tokens or task.answer_tokens
+    n_new = task.answer_tokens if args.max_new_tokens is None else args.max_new_tokens
     if args.max_new_tokens is None and not task.labels:
-        n_new = answer_room(tokenizer, samples, context, n_new)
-        print(f"answers of up to {n_new} tokens")
+        n_new = answer_room(tokenizer, samples, model.config.max_seq_len, n_new)
+        why = ": the longest prompt leaves no room for more" if n_new < task.answer_tokens else ""
+        print(f"answers of up to {n_new} tokens{why}")
     how = {
         "batch_size": args.batch_size, "max_new_tokens": n_new, "seed": args.seed,
         **asdict(sampling),

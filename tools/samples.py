@@ -70,6 +70,10 @@ def read_inputs(kind: str, path: Path, template) -> list[Sample]:
     text = read_text(path)
     if kind == "summaries":
         found = [ask_about_post(post, template) for post in read_posts(text)]
+        if odd := [number for number, post in enumerate(found, 1) if post.body is None]:
+            print(f"warning: {path}: {len(odd)} of {len(found)} posts (the first is number "
+                  f"{odd[0]}) are not in the form SUBREDDIT: r/NAME TITLE: ... POST: ... TL;DR: "
+                  "and are asked as they are", file=sys.stderr)  # fmt: skip
     else:
         lines = [line.strip() for line in text.split("\n") if line.strip()]
         found = [Sample(template.ask(line) if template else line, "") for line in lines]

@@ -44,6 +44,7 @@ FULL_FLAGS = "--lr 5e-5 --dropout 0.05"
 TINY = {"train": ["--config", str(SCRIPT.with_name("tiny_gpt2.json"))],
         "full": "--lr 1e-3 --dropout 0.05", "lrs": [3e-3, 5e-4, 5e-4]}  # fmt: skip
 CHECKPOINTS = ("best", "last")
+RATE = ("--lr", "--learning-rate")
 CELLS_OWN = ("--rank", "--alpha", "--template")
 TRAINED_AND_MEASURED = ("checkpoint", "init", "layers", "task", "data", "method")
 
@@ -76,14 +77,16 @@ def own_flags(
     the bundled model. Errors: UserError if the rates are not one, or one for each rank."""
     is_tiny = find_checkpoint(checkpoint) == find_checkpoint("tiny-gpt2")
     full = full or (TINY["full"] if is_tiny else FULL_FLAGS)
-    flags = [*(TINY["train"] if is_tiny else []), *split_flags(train, "--train-flags")]
-    if lrs is None and is_tiny and n_ranks == len(TINY["lrs"]):
+    given = split_flags(train, "--train-flags")
+    flags = [*(TINY["train"] if is_tiny else []), *given]
+    names = {word.partition("=")[0].replace("_", "-") for word in given}
+    if lrs is None and is_tiny and n_ranks == len(TINY["lrs"]) and not names & {*RATE}:
         lrs = TINY["lrs"]
     if lrs is not None and len(lrs) not in (1, n_ranks):
         raise UserError(f"--lrs: {len(lrs)} for {n_ranks} ranks; give one for each")
     full_flags = split_flags(full, "--full-flags")
-    for text, name in ((train, "--train-flags"), (full, "--full-flags")):
-        refuse_own(gpt2.FAMILY, split_flags(text, name), TRAINED_AND_MEASURED, name)
+    for words, name in ((given, "--train-flags"), (full_flags, "--full-flags")):
+        refuse_own(gpt2.FAMILY, words, TRAINED_AND_MEASURED, name)
     for flag in (*flags, *full_flags):
         if flag.partition("=")[0].replace("_", "-").replace("--lora-", "--") in CELLS_OWN:
             raise UserError(f"{flag}: every cell has its own; give it as a flag of the sweep")

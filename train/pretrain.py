@@ -153,7 +153,7 @@ def main(argv=None) -> float:
     if args.save and Path(args.save).exists() and not (args.overwrite or args.resume):
         raise UserError(f"--save {args.save}: exists already; add --overwrite to replace it")
     check_folder(args.out_dir, args.resume, args.overwrite)  # before minutes of work
-    if args.resume:
+    if args.resume and not args.override:
         check_settings(Path(args.out_dir), settings_of(args), args.override)
     tokenizer, rows, tests, entropy = make_data(
         family, args.stories, args.reviews, args.articles, args.held_out, args.vocab_size

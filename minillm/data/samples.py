@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,20 +138,40 @@ def read_rows(path: Path) -> Rows:
     return rows
 
 
+ANSWERS = ("chosen", "rejected", "summary", "highlights")  # fields of a row that are no question
+
+
+def _question(sample: Sample) -> str:
+    row = sample.row or sample.prompt
+    if isinstance(row, dict):
+        return "\0".join(text for field, text in row.items() if field not in ANSWERS)
+    return row
+
+
+def _whole_row(sample: Sample) -> str:
+    row = sample.row or sample.prompt
+    row = "\0".join(row.values()) if isinstance(row, dict) else row
+    return f"{row}\0{sample.response}"
+
+
 def split_by_hash(
     samples: Sequence[Sample], where: str | Path = "data", share: float = 0.1, salt: str = ""
 ) -> tuple[list, list]:
     """(train, held out): a sample is held out if the hash of its row says so, so that shuffling
-    the file or another template moves nothing across, and equal rows land on the same side.
-    `salt` draws another split.
+    the file or another template moves nothing across, and equal rows land on the same side; rows
+    that answer one question in several ways go by the hash of the question, all to one side,
+    unless it is the question of more than half of them. `salt` draws another split.
 
     Errors: UserError if a side would be empty.
     """
     train, held_out = [], []
+    answered = defaultdict(set)
     for sample in samples:
-        row = sample.row or sample.prompt
-        row = "\0".join(row.values()) if isinstance(row, dict) else row
-        text = f"{row}\0{sample.response}{salt}"
+        answered[_question(sample)].add(_whole_row(sample))
+    for sample in samples:
+        question = _question(sample)
+        together = 1 < len(answered[question]) <= len(samples) / 2
+        text = (question if together else _whole_row(sample)) + salt
         digest = hashlib.sha256(text.encode(errors="replace"))
         chosen = int.from_bytes(digest.digest()[:8], "big") < share * 2**64
         (held_out if chosen else train).append(sample)

@@ -80,8 +80,9 @@ def test_a_wider_beam_finds_nothing_worse(model):
 
 def test_it_stops_at_the_context_and_refuses_no_beams(model):
     assert len(beam_search(model, [[1] * 125], 50)[0]) == 3
-    with pytest.raises(UserError, match="n_beams 0"):
-        beam_search(model, [[1]], 3, n_beams=0)
+    for n_beams in (0, 2.5, "2"):
+        with pytest.raises(UserError, match=f"n_beams {n_beams!r}"):
+            beam_search(model, [[1]], 3, n_beams=n_beams)
 
 
 def test_a_negative_length_penalty_is_refused(model):

@@ -8,7 +8,7 @@ import torch
 from llama import LlamaTokenizer
 from minillm.data.alpaca import read_alpaca
 from minillm.data.batches import Batches, Row, collate, encode_samples
-from minillm.data.preferences import PairBatches
+from minillm.data.preferences import PairBatches, read_preferences
 from minillm.data.samples import Sample, split_by_hash
 from minillm.data.templates import TEMPLATES, find_template
 from minillm.errors import UserError
@@ -130,6 +130,27 @@ def test_equal_rows_land_on_the_same_side():
     repeated = [Sample("q", "a")] * 5
     train, held_out = split_by_hash(repeated + [Sample(f"{i}", "") for i in range(90)])
     assert not set(train) & set(held_out)
+
+
+def test_answers_to_one_question_land_on_the_same_side_whatever_the_order():
+    samples = [Sample(f"q{i // 3}", f"a{i}") for i in range(300)]
+    train, held_out = split_by_hash(samples)
+    assert not {s.prompt for s in train} & {s.prompt for s in held_out} and len(held_out) > 5
+    again, same = split_by_hash(samples[::-1])
+    assert set(train) == set(again) and set(held_out) == set(same)
+
+
+def test_pairs_of_one_prompt_land_on_the_same_side(tmp_path):
+    rows = [{"prompt": f"q{i // 2}", "chosen": f"a{i}", "rejected": "b"} for i in range(100)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = read_preferences(tmp_path / "x.jsonl", TEMPLATES["plain"])
+    sides = [{s.row["prompt"] for s in side} for side in vars(splits).values()]
+    assert all(sides) and not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+
+
+def test_answers_to_the_only_question_of_a_file_are_split_one_by_one():
+    train, held_out = split_by_hash([Sample("Tell a story.", f"a{i}") for i in range(300)])
+    assert 15 < len(held_out) < 50 and len(train) + len(held_out) == 300
 
 
 def test_a_split_of_one_sample_is_refused():

@@ -139,6 +139,12 @@ def test_numbers_may_be_numpys(model):
         ({"repetition_penalty": 0}, "repetition_penalty 0"),
         ({"max_new_tokens": -1}, "max_new_tokens -1"),
         ({"eos_id": [2]}, "eos_id .2.: not one whole number"),
+        ({"temperature": "1"}, "temperature '1': not a number"),
+        ({"temperature": None}, "temperature None: not a number"),
+        ({"temperature": 1.0, "seed": 1.5}, "seed 1.5: must be a whole number"),
+        ({"temperature": 1.0, "seed": 2**70}, "seed 1180591620717411303424: must be"),
+        ({"prompt": [[0.5] * 64]}, r"prompt of type list: this model takes a soft prompt \(P, "),
+        ({"prompt": torch.zeros(127, 32)}, r"prompt \(127, 32\): leaves no room"),
     ],
 )
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -255,6 +255,16 @@ def test_an_adapter_of_pefts_on_the_head_loads(base, tmp_path):
         load_adapter(load_llama(base)[0], tmp_path / "adapter")
 
 
+def test_lora_on_a_head_that_is_the_embedding_is_refused_for_what_it_is(bpe, tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    save_gpt2(GPT2(small_gpt2(vocab_size=300)), bpe, tmp_path / "base")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM")
+    peft.get_peft_model(peer, settings).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match="such as a head that is its embedding"):
+        load_adapter(load_gpt2(tmp_path / "base")[0], tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("key", ["lm_head.weight", "model.embed_tokens.lora_embedding_A"])
 def test_more_than_lora_on_linear_layers_is_refused_by_name(base, tmp_path, key):
     save_adapter(adapted(load_llama(base)[0]), tmp_path)

@@ -1,5 +1,8 @@
 """minillm.plots: what the pictures show adds up."""
 
+import subprocess
+import sys
+
 import pytest
 from matplotlib.figure import Figure
 
@@ -31,3 +34,26 @@ def test_a_held_out_loss_is_drawn_from_before_training_on(before, line, tmp_path
     curves = {curve.get_label(): [*zip(*curve.get_data(), strict=True)] for curve in axes.lines}
     assert curves == {"training": [(1, 3.0), (5, 2.5)], "held out": line}
     assert axes.get_ylabel() == "loss, nats per pair"
+
+
+def test_ctrl_c_in_the_import_of_matplotlib_waits_for_its_end(tmp_path):
+    # the importer itself asks for the signal, as Ctrl-C may come at any of its files
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "import signal, sys\n"
+        "from minillm import plots\n"
+        "from minillm.errors import friendly_errors\n"
+        "class Early:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'matplotlib.colors':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Early())\n"
+        "with friendly_errors():\n"
+        "    try:\n"
+        "        plots.plot_run([], 'never.png')\n"
+        "    finally:\n"
+        "        print('matplotlib.colors' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, "True\n")
+    assert "Traceback" not in done.stderr and not (tmp_path / "never.png").exists()

@@ -11,7 +11,7 @@ from minillm import add_lora, mark_only_lora_as_trainable, precision, preflight
 from minillm.data.batches import Batches, Row
 from minillm.errors import NumericError, UserError
 from minillm.footprint import predict_footprint
-from minillm.losses import token_loss
+from minillm.losses import IGNORED, token_loss
 from minillm.precision import Precision
 from tests.conftest import MODELS, small_gpt2
 from train import finetune_llama
@@ -115,6 +115,24 @@ def test_held_out_rows_that_are_trained_on_are_counted():
     some = rows(6)
     assert preflight.check_held_out(some[:4], some[4:]).startswith("no held-out sample")
     assert preflight.check_held_out(some[:4], some[2:]).startswith("2 of 4 held-out samples")
+
+
+def test_held_out_prompts_that_are_trained_with_another_answer_are_counted():
+    def row(prompt: int, answer: int) -> Row:
+        tokens = torch.tensor([1, prompt, answer])
+        return Row(tokens, tokens.where(torch.arange(3) > 1, IGNORED))
+
+    trained, held_out = [row(5, 7), row(6, 7)], [row(5, 8), row(6, 7), row(9, 7), row(9, 8)]
+    found = preflight.check_held_out(trained, held_out).split("; ")
+    assert found[0].startswith("1 of 4 held-out samples")
+    assert found[1].startswith("1 of 4 held-out prompts")
+
+
+def test_texts_after_nothing_but_bos_share_no_prompt():
+    some = rows(4)
+    for row in some:
+        row.tokens[0], row.labels[0] = 1, IGNORED
+    assert preflight.check_held_out(some[:2], some[2:]).startswith("no held-out sample")
 
 
 def test_the_disk_must_hold_four_checkpoints_of_three_times_what_is_trained(monkeypatch, tmp_path):

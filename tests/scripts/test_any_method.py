@@ -185,7 +185,7 @@ def test_the_same_number_of_references_as_inputs_is_asked_for(tmp_path):
 @pytest.mark.parametrize("flags", [
     ["--methods", "lora,magic"], ["--methods", "lora", "--lrs", "full=1e-3"],
     ["--lrs", "lora=fast"], ["--lrs", "lora=-1"], ["--lrs", "lora=1e-3:2e-3"],
-    ["--checkpoint", "nowhere"], ["--train-flags", '--template "x'],
+    ["--checkpoint", "nowhere"], ["--train-flags", '--template "x'], ["--seeds", "0,1,0"],
     ["--methods", "lora,prefix_tuning", "--train-flags", "--virtual-tokens 600"],
     ["--train-flags", "--data other.csv"], ["--train-flags", "--task tldr"],
     ["--train-flags", "--learning_rate=5"], ["--train-flags", "--config run.json"],
@@ -271,6 +271,15 @@ def test_a_summary_ends_at_the_next_cue_and_has_room_however_long_the_post(capsy
         until_next_cue(text)
     ]
     assert until_next_cue("a hen TL;DR: b") == "a hen"
+
+
+def test_posts_in_another_form_are_counted(tmp_path, capsys):
+    path = tmp_path / "in.txt"
+    path.write_text("SUBREDDIT: r/a TITLE: b POST: c TL;DR:\n\nNora saw a hare.\n\nSo did Tom.")
+    assert len(samples.read_inputs("summaries", path, None)) == 3
+    assert f"{path}: 2 of 3 posts (the first is number 2)" in capsys.readouterr().err
+    samples.read_inputs("completions", path, None)
+    assert not capsys.readouterr().err
 
 
 def test_a_score_is_the_mean_of_the_sets_in_the_posts_order(tmp_path):

@@ -118,10 +118,34 @@ def test_what_is_measured_is_named(reviews, capsys):
     assert f"tiny-gpt2 on rotten_tomatoes, {reviews}: 6 samples" in out and "warning" not in err
 
 
-def test_a_way_to_predict_labels_is_told_to_mean_nothing_for_texts(tmp_path, capsys):
-    evaluate.main([*MODEL, "--task", "alpaca", "--samples", "1", "--max-new-tokens", "1", "--by",
-                   LIKELIHOOD, "--out-dir", str(tmp_path)])  # fmt: skip
-    assert "warning: --by: alpaca has no labels; no effect" in capsys.readouterr().err
+@pytest.mark.parametrize(("flags", "idle"), [
+    (["--task", "alpaca", "--by", LIKELIHOOD], {"by": "alpaca has no labels"}),
+    (["--max-length", "9", "--seed", "1"], {"max-length": "rotten_tomatoes has labels"}),
+    (["--by", LIKELIHOOD, "--top-k", "2", "--max-new-tokens", "0"],
+     {"top-k": "nothing is written", "max-new-tokens": "nothing is written"}),
+    (["--template", "none"], {"template none": "rotten_tomatoes is asked in the words of"}),
+    (["--task", "alpaca", "--max-length", "9", "--max-new-tokens", "1", "--seed", "1"], {}),
+])  # fmt: skip
+def test_flags_that_do_nothing_for_a_task_are_told(flags, idle, capsys):
+    evaluate.parse_args([*MODEL, *flags])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(idle)
+    for name, why in idle.items():
+        assert any(line.startswith(f"warning: --{name}: {why}") for line in lines)
+
+
+def test_no_new_tokens_at_all_measure_the_loss_alone(tmp_path):
+    report = evaluate.main([*MODEL, "--task", "alpaca", "--samples", "2", "--max-new-tokens", "0",
+                            "--out-dir", str(tmp_path)])["text"]  # fmt: skip
+    assert report["mean_tokens"] == 0 and report["loss"] > 0
+
+
+def test_answers_that_a_long_prompt_makes_short_are_explained(tmp_path, capsys):
+    rows = [{"instruction": "Nora went out. " * 70, "output": "Yes."}] * 12
+    (tmp_path / "long.json").write_text(json.dumps(rows))
+    evaluate.main([*MODEL, "--task", "alpaca", "--data", str(tmp_path / "long.json"), "--samples",
+                   "1", "--max-length", "512", "--out-dir", str(tmp_path)])  # fmt: skip
+    assert "tokens: the longest prompt leaves no room for more" in capsys.readouterr().out
 
 
 def test_a_text_is_cut_where_asked_and_its_answer_is_as_long_as_asked(tmp_path):

@@ -177,3 +177,12 @@ def test_every_cell_of_a_sweep_trains_as_its_title_says():
 def test_flags_of_full_fine_tuning_given_come_before_the_bundled_models_own():
     assert sweep.own_flags("tiny-gpt2", 3, None, "", "--lr 5e-4")[2] == ["--lr", "5e-4"]
     assert sweep.own_flags("tiny-gpt2", 3, None, "", None)[2] != ["--lr", "5e-4"]
+
+
+@pytest.mark.parametrize(("flags", "is_rate"), [
+    ("--lr 5e-4", True), ("--learning_rate=5e-4", True), ("--weight-decay 0", False),
+])  # fmt: skip
+def test_a_rate_for_all_runs_of_a_sweep_is_the_ranks_too(flags, is_rate):
+    lrs, train, _ = sweep.own_flags("tiny-gpt2", 3, None, flags, None)
+    assert train[-len(flags.split()) :] == flags.split()
+    assert (lrs is None) is is_rate
