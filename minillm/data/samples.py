@@ -142,10 +142,11 @@ ANSWERS = ("chosen", "rejected", "summary", "highlights")  # fields of a row tha
 
 
 def _question(sample: Sample) -> str:
-    row = sample.row or sample.prompt
+    """What a row asks; nothing where it only tells."""
+    row = sample.prompt if sample.row is None else sample.row
     if isinstance(row, dict):
-        return "\0".join(text for field, text in row.items() if field not in ANSWERS)
-    return row
+        row = "\0".join(text for field, text in row.items() if field not in ANSWERS)
+    return row.strip("\0")
 
 
 def _whole_row(sample: Sample) -> str:
@@ -170,7 +171,7 @@ def split_by_hash(
         answered[_question(sample)].add(_whole_row(sample))
     for sample in samples:
         question = _question(sample)
-        together = 1 < len(answered[question]) <= len(samples) / 2
+        together = question and 1 < len(answered[question]) <= len(samples) / 2
         text = (question if together else _whole_row(sample)) + salt
         digest = hashlib.sha256(text.encode(errors="replace"))
         chosen = int.from_bytes(digest.digest()[:8], "big") < share * 2**64

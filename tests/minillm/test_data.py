@@ -148,9 +148,16 @@ def test_pairs_of_one_prompt_land_on_the_same_side(tmp_path):
     assert all(sides) and not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
 
 
-def test_answers_to_the_only_question_of_a_file_are_split_one_by_one():
-    train, held_out = split_by_hash([Sample("Tell a story.", f"a{i}") for i in range(300)])
-    assert 15 < len(held_out) < 50 and len(train) + len(held_out) == 300
+@pytest.mark.parametrize("rest", [
+    [],  # the only question of a file is none
+    [Sample("", f"b{i}") for i in range(299)], [Sample("t", f"b{i}", row="") for i in range(299)],
+    [Sample("t", f"b{i}", row={"prompt": "", "chosen": f"b{i}"}) for i in range(299)],
+])  # fmt: skip
+def test_answers_to_no_question_are_split_one_by_one(rest):
+    train, held_out = split_by_hash([Sample("Tell a story.", f"a{i}") for i in range(300)] + rest)
+    assert 15 < sum(s.prompt == "Tell a story." for s in held_out) < 50
+    assert not rest or 15 < sum(s in rest for s in held_out) < 50
+    assert len(train) + len(held_out) == 300 + len(rest)
 
 
 def test_a_split_of_one_sample_is_refused():
