@@ -190,6 +190,14 @@ def several(kind: Callable[[str], object]) -> Callable[[str], list]:
     return lambda text: [kind(part.strip()) for part in text.split(",")]
 
 
+def seeds(text: str) -> list[int]:
+    """Seeds with commas between, each once: a mean of one taken twice is of fewer than it says."""
+    found = several(whole)(text)
+    if len({*found}) < len(found):
+        raise argparse.ArgumentTypeError(f"{text} names a seed twice; give each once")
+    return found
+
+
 def check_known(what: str, names: Sequence[str], known: Iterable[str]) -> None:
     """Errors: UserError naming the first name that is none of the known ones, and those."""
     for name in names:

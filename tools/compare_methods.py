@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from minillm.adapt.methods import METHODS
-from minillm.cli import Parser, amount, check_known, positive, settings_of, several, whole
+from minillm.cli import Parser, amount, check_known, positive, seeds, settings_of
 from minillm.data.tasks import TASKS
 from minillm.errors import NumericError, UserError, friendly_errors
 from minillm.family import Family
@@ -74,7 +74,7 @@ def parse_args(argv=None):
     add("--grid", default="", help="rates to search, as lora=1e-3:3e-3,full=1e-4:3e-4 (each method "
         "has three by default)")  # fmt: skip
     add("--search-steps", type=positive, default=50, help="optimizer steps of a run of the search")
-    add("--seeds", type=several(whole), default=[0, 1], help="a run each (default: 0,1)")
+    add("--seeds", type=seeds, default=[0, 1], help="a run each (default: 0,1)")
     add("--train-flags", default="", help="flags of every run of the script, in quotes, "
         f"put after {TINY_FLAGS} for a bundled model, else after {COMMON_FLAGS}")  # fmt: skip
     add("--test-samples", type=positive, default=100, help="of the test split (default: 100)")
@@ -176,8 +176,6 @@ def main(argv=None) -> dict:
     args = parse_args(argv)
     methods = [name.strip() for name in args.methods.split(",")]
     check_known("method", methods, METHODS)
-    if len({*args.seeds}) < len(args.seeds):
-        raise UserError("--seeds: one of them twice, which would count as two; give each once")
     base = find_checkpoint(args.checkpoint)
     is_tiny = base.name.startswith("tiny-")
     given = rates(args.lrs, methods)

@@ -10,7 +10,8 @@ an interruption. Writes report.md, table.csv, accuracy.png and loss.png.
 
 With alpha at four times the rank, an optimizer step moves the weights the further the larger the
 rank is, so one learning rate does not suit all: `--lrs` gives each rank its own, `--full-flags`
-full fine-tuning. The bundled model comes with both.
+full fine-tuning. The bundled model comes with both. `--seeds 0,1,2` takes the whole of it once for
+each seed, and adds the means: how far one seed's order of the cells can be trusted.
 """
 
 from pathlib import Path
@@ -19,12 +20,10 @@ from tqdm import tqdm
 
 import gpt2
 from minillm.adapt.methods import MethodOptions
-from minillm.cli import Parser, above_zero, amount, positive, settings_of, several
+from minillm.cli import Parser, above_zero, amount, positive, seeds, settings_of, several
 from minillm.errors import UserError, friendly_errors
 from minillm.files import read_json
 from minillm.hub import find_checkpoint
-from minillm.metrics import paired_test
-from minillm.plots import plot_accuracies, plot_held_out
 from minillm.runs import read_metrics
 from tools import evaluate
 from tools.cells import (
@@ -35,15 +34,14 @@ from tools.cells import (
     refuse_own,
     run_script,
     split_flags,
-    write_report,
 )
 from tools.models import kept_by
+from tools.sweep_report import summarize
 
 SCRIPT = Path(__file__).parent.parent / "train" / "finetune_gpt2.py"
 FULL_FLAGS = "--lr 5e-5 --dropout 0.05"
 TINY = {"train": ["--config", str(SCRIPT.with_name("tiny_gpt2.json"))],
         "full": "--lr 1e-3 --dropout 0.05", "lrs": [3e-3, 5e-4, 5e-4]}  # fmt: skip
-CHECKPOINTS = ("best", "last")
 RATE = ("--lr", "--learning-rate")
 CELLS_OWN = ("--rank", "--alpha", "--template")
 TRAINED_AND_MEASURED = ("checkpoint", "init", "layers", "task", "data", "method")
@@ -65,9 +63,16 @@ def parse_args(argv=None):
         help="prompts: the first for all cells, the others also at the middle rank")  # fmt: skip
     add("--train-flags", default="", help="flags for every run of finetune_gpt2.py, in quotes")
     add("--full-flags", help=f"flags for full fine-tuning, after those (default: {FULL_FLAGS})")
+    add("--seeds", type=seeds, help="all cells once for each (default: one seed, the "
+        "training's own)")  # fmt: skip
     add("--test-samples", type=positive, help="measure on the first N of the test split")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser.parse_args(argv)
+
+
+def names(words: list[str]) -> set[str]:
+    """The flags among them, spelled with dashes and without values."""
+    return {word.partition("=")[0].replace("_", "-") for word in words}
 
 
 def own_flags(
@@ -79,16 +84,15 @@ def own_flags(
     full = full or (TINY["full"] if is_tiny else FULL_FLAGS)
     given = split_flags(train, "--train-flags")
     flags = [*(TINY["train"] if is_tiny else []), *given]
-    names = {word.partition("=")[0].replace("_", "-") for word in given}
-    if lrs is None and is_tiny and n_ranks == len(TINY["lrs"]) and not names & {*RATE}:
+    if lrs is None and is_tiny and n_ranks == len(TINY["lrs"]) and not names(given) & {*RATE}:
         lrs = TINY["lrs"]
     if lrs is not None and len(lrs) not in (1, n_ranks):
         raise UserError(f"--lrs: {len(lrs)} for {n_ranks} ranks; give one for each")
     full_flags = split_flags(full, "--full-flags")
     for words, name in ((given, "--train-flags"), (full_flags, "--full-flags")):
         refuse_own(gpt2.FAMILY, words, TRAINED_AND_MEASURED, name)
-    for flag in (*flags, *full_flags):
-        if flag.partition("=")[0].replace("_", "-").replace("--lora-", "--") in CELLS_OWN:
+    for flag in names([*flags, *full_flags]):
+        if flag.replace("--lora-", "--") in CELLS_OWN:
             raise UserError(f"{flag}: every cell has its own; give it as a flag of the sweep")
     return lrs, flags, full_flags
 
@@ -114,6 +118,14 @@ def plan(
     for template in templates[1:]:
         cells[f"LoRA r {middle}, prompt {template}"] = lora(middle, alphas[middle], template)
     return cells
+
+
+def over_seeds(cells: dict[str, list[str]], seeds: list[int] | None) -> dict[str, list[str]]:
+    """All cells with the first seed, then all with the next; as they are without seeds."""
+    if not seeds:
+        return cells
+    return {f"{title}, seed {seed}": [*flags, "--seed", str(seed)]
+            for seed in seeds for title, flags in cells.items()}  # fmt: skip
 
 
 def measure(flags: list[str], folder: Path) -> dict:
@@ -154,56 +166,15 @@ def train_and_measure(folder: Path, flags: list[str], measured: list[str]) -> di
     }  # fmt: skip
 
 
-def table(results: dict[str, dict]) -> list[dict]:
-    """A row per cell and checkpoint, with a paired test against the first trained cell's same
-    checkpoint."""
-    first = next(title for title in results if title != "no tuning")
-    rows = []
-    for title, result in results.items():
-        for checkpoint in CHECKPOINTS:
-            if checkpoint not in result:
-                continue
-            report, right = result[checkpoint]["report"], result[checkpoint]["right"]
-            p = paired_test(right, results[first][checkpoint]["right"])["p_value"]
-            low, high = report["interval_95"]
-            rows.append({
-                "cell": title, "checkpoint": checkpoint, "accuracy": f"{report['accuracy']:.2%}",
-                "95 % interval": f"{low:.2%} to {high:.2%}",
-                "unparseable": f"{report['unparseable_share']:.2%}",
-                "p against first": None if title == first else "< 1e-6" if p < 1e-6 else p,
-                "scale": result.get("scale"), "trainable": result.get("trainable"),
-                "lr": result.get("lr"), "steps": result.get("steps"),
-                "best held-out loss": result.get("best held-out loss"),
-            })  # fmt: skip
-    return rows
-
-
-def summarize(folder: Path, results: dict[str, dict], settings: dict) -> None:
-    """The sweep's report, table and pictures."""
-    first = [*results][1]
-    n = results[first]["best"]["report"]
-    note = (
-        f"Test split, n = {n['n']}; always giving the commonest label scores "
-        f"{n['majority_baseline']:.2%}. Accuracy by generation, greedy: anything but a label "
-        "counts as wrong. Intervals: Wilson, 95 %. p: McNemar's exact test, same rows, against "
-        f'"{first}", same checkpoint; one seed each, so it says nothing about other seeds.\n'
-        "best: the checkpoint with the lowest held-out loss; last: the last step's."
-    )
-    plot_accuracies(results, folder / "accuracy.png")
-    curves = {title: read_metrics(folder / f"cell-{i}" / "metrics.jsonl")
-              for i, title in enumerate(results) if i}  # fmt: skip
-    plot_held_out(curves, folder / "loss.png")
-    pictures = ["accuracy.png", "loss.png"]
-    print(write_report(folder, "Sweep", note, table(results), settings, pictures))
-
-
 def main(argv=None) -> dict[str, dict]:
     args = parse_args(argv)
     lrs, train_flags, full_flags = own_flags(
         args.checkpoint, len(args.ranks), args.lrs, args.train_flags, args.full_flags
     )
     templates = args.templates.split(",")
-    cells = plan(args.ranks, lrs, templates, full_flags, args.alpha)
+    if args.seeds and "--seed" in names([*train_flags, *full_flags]):
+        raise UserError("--seed: every run has one of --seeds; leave it out")
+    cells = over_seeds(plan(args.ranks, lrs, templates, full_flags, args.alpha), args.seeds)
     common = ["--task", "rotten_tomatoes", "--device", args.device,
               *(["--data", args.data] if args.data else [])]  # fmt: skip
     layers = ["--layers", str(args.layers)] if args.layers else []

@@ -10,7 +10,7 @@ from minillm.metrics import paired_test
 from minillm.plots import plot_held_out
 from minillm.runs import read_metrics
 from minillm.text_metrics import ROUGE, mean_with_interval
-from tools import sweep
+from tools import sweep, sweep_report
 from tools.cells import done_once, open_experiment, run_script, write_report
 from tools.compare_methods import flag_value, search
 from tools.methods_report import (
@@ -143,16 +143,18 @@ def test_rank_stabilized_lora_counts_alpha_over_the_root_of_the_rank():
     assert sweep.scale_of({"rank": 0, "alpha": 64}) is None
 
 
-def test_a_cell_is_tested_against_the_first_cells_same_checkpoint():
-    def cell(best: list[bool], last: list[bool]) -> dict:
-        return {name: {"right": right, "report": {"accuracy": sum(right) / len(right),
-                                                  "interval_95": [0.1, 0.9], "n": len(right),
-                                                  "unparseable_share": 0.25}}
-                for name, right in (("best", best), ("last", last)) if right}  # fmt: skip
+def swept(best: list[bool], last: list[bool]) -> dict:
+    """A cell of a sweep, by which rows its checkpoints got right."""
+    return {name: {"right": right, "report": {"accuracy": sum(right) / len(right),
+                                              "interval_95": [0.1, 0.9], "n": len(right),
+                                              "unparseable_share": 0.25}}
+            for name, right in (("best", best), ("last", last)) if right}  # fmt: skip
 
+
+def test_a_cell_is_tested_against_the_first_cells_same_checkpoint():
     ups, downs, mixed = [True] * 12, [False] * 12, [True, False] * 6
-    results = {"no tuning": cell(downs, []), "a": cell(ups, mixed), "b": cell(mixed, ups)}
-    rows = {(row["cell"], row["checkpoint"]): row for row in sweep.table(results)}
+    results = {"no tuning": swept(downs, []), "a": swept(ups, mixed), "b": swept(mixed, ups)}
+    rows = {(row["cell"], row["checkpoint"]): row for row in sweep_report.table(results)}
     assert [*rows] == [("no tuning", "best"), ("a", "best"), ("a", "last"), ("b", "best"),
                        ("b", "last")]  # fmt: skip
     assert rows["a", "best"]["p against first"] is rows["a", "last"]["p against first"] is None
@@ -186,3 +188,34 @@ def test_a_rate_for_all_runs_of_a_sweep_is_the_ranks_too(flags, is_rate):
     lrs, train, _ = sweep.own_flags("tiny-gpt2", 3, None, flags, None)
     assert train[-len(flags.split()) :] == flags.split()
     assert (lrs is None) is is_rate
+
+
+def test_a_sweep_over_seeds_takes_all_cells_for_each():
+    assert sweep.over_seeds({"a": ["--rank", "1"], "b": ["--rank", "2"]}, [3, 11]) == {
+        "a, seed 3": ["--rank", "1", "--seed", "3"], "b, seed 3": ["--rank", "2", "--seed", "3"],
+        "a, seed 11": ["--rank", "1", "--seed", "11"],
+        "b, seed 11": ["--rank", "2", "--seed", "11"],
+    }  # fmt: skip
+
+
+def test_cells_are_compared_within_a_seed_and_averaged_over_them():
+    ups, downs, mixed = [True] * 12, [False] * 12, [True, False] * 6
+    results = {"no tuning": swept(downs, []), "a, seed 3": swept(ups, mixed),
+               "b, seed 3": swept(mixed, ups), "a, seed 11": swept(downs, downs),
+               "b, seed 11": swept(ups, downs)}  # fmt: skip
+    rows = {(row["cell"], row["checkpoint"]): row for row in sweep_report.table(results)}
+    p = {cell: rows[cell, "best"]["p against first"] for cell in results}
+    assert p["a, seed 3"] is p["a, seed 11"] is None
+    assert p["no tuning"] == p["b, seed 11"] == paired_test(ups, downs)["p_value"]
+    assert p["b, seed 3"] == paired_test(mixed, ups)["p_value"]
+    mean = rows["b, mean of 2 seeds", "best"]
+    assert (mean["accuracy"], mean["seeds from, to"]) == ("75.00%", "50.00% to 100.00%")
+    assert rows["a, mean of 2 seeds", "last"]["accuracy"] == "25.00%" and len(rows) == 13
+
+
+def test_a_sweep_over_seeds_takes_no_other_one(tmp_path):
+    for flags in ("--seed 3", "--seed=3"):
+        with pytest.raises(UserError, match="--seed: every run has one of --seeds"):
+            sweep.main(["--out-dir", str(tmp_path / "s"), "--seeds", "1,2", "--train-flags", flags])
+    with pytest.raises(UserError, match="names a seed twice"):
+        sweep.parse_args(["--out-dir", str(tmp_path / "s"), "--seeds", "1,2,1"])
