@@ -40,7 +40,7 @@ def beam_search(
     eos_id = end_token(eos_id, model.config.vocab_size)
     limit = model.config.max_seq_len
     check_prompts(prompts, limit, max_new_tokens, model.config.vocab_size)
-    if not prompts or max_new_tokens == 0:
+    if len(prompts) == 0 or max_new_tokens == 0:
         return [[] for _ in prompts]
     with evaluating(model):
         return _search(model, prompts, max_new_tokens, n_beams, use_cache, length_penalty, eos_id)

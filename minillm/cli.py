@@ -40,6 +40,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=_Formatter,
         )
+        self._own_defaults: dict[str, object] = {}
         self.add_argument("--config", metavar="FILE", help="JSON file with any of these settings")
         self.add_argument("--debug", action="store_true", help="show tracebacks of errors")
 
@@ -82,6 +83,10 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"{path}: {name}: {value!r}: {error}; fix it") from None
         return values
 
+    def own_default(self, name: str) -> object:
+        """The default of a flag (by its name, with underscores) without --config."""
+        return self._own_defaults.get(name, self.get_default(name))
+
     def _take(self, values: dict, argv: list[str]) -> None:
         """Makes a file's values the defaults: the flag of one need not be given, and of a flag that
         may be repeated those on the command line replace the file's."""
@@ -91,6 +96,7 @@ class Parser(argparse.ArgumentParser):
                 action.required = False
             if isinstance(action, argparse._AppendAction) and given & {*action.option_strings}:
                 values.pop(action.dest, None)
+        self._own_defaults = {name: self.get_default(name) for name in values}
         self.set_defaults(**values)
 
     def _unknown(self, flag: str) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from minillm.data.batches import Batches, encode_samples
-from minillm.data.samples import Sample, shorten
+from minillm.data.samples import Sample, is_bare, shorten
 from minillm.data.tasks import Task
 from minillm.errors import UserError
 from minillm.generate import generate
@@ -79,10 +79,8 @@ def write_answers(
 
 def _check_bodies(samples, fitting, room: int, max_new_tokens: int) -> None:
     """Errors: UserError if shortening left nothing of any text: all would be asked about none."""
-    bodies = [(sample, short) for sample, short in zip(samples, fitting, strict=True)
-              if sample.body is not None]  # fmt: skip
-    bare = [sample.prompt[: sample.body.start] + sample.prompt[sample.body.end :] == short.prompt
-            for sample, short in bodies]  # fmt: skip
+    pairs = zip(samples, fitting, strict=True)
+    bare = [is_bare(*pair) for pair in pairs if pair[0].body is not None]
     if bare and all(bare):
         raise UserError(f"an answer of up to {max_new_tokens} tokens leaves {max(0, room)} for the "
                         "prompt, and so nothing of any text; lower --max-new-tokens or raise "
@@ -92,7 +90,8 @@ def _check_bodies(samples, fitting, room: int, max_new_tokens: int) -> None:
 def loss_report(
     model: nn.Module, tokenizer, samples: Sequence[Sample], max_length: int, batch_size: int
 ) -> dict:
-    """Loss per response token (EOS included), in nats, and its exponential.
+    """Loss per response token (EOS included), in nats, and its exponential, of the `loss_n` samples
+    that fit.
 
     Errors: UserError if no sample fits.
     """
@@ -103,7 +102,8 @@ def loss_report(
     # the weights are in their dtype already: nothing is cast
     loss = evaluate(model, token_loss, batches, choose_precision("fp32", device))
     return {
-        "loss": loss, "perplexity": math.exp(min(loss, 700.0)), "samples": encoded.summary(),
+        "loss": loss, "perplexity": math.exp(min(loss, 700.0)), "loss_n": len(encoded.rows),
+        "samples": encoded.summary(),
     }  # fmt: skip
 
 

@@ -43,8 +43,9 @@ def load(family: Family, options: BaseOptions) -> Base:
     dtype = frozen_dtype(options.frozen_dtype, options.method, precision.dtype)
     if precision.name == "fp32" and dtype != torch.float32:
         precision = choose_precision(options.frozen_dtype, device)
+        asked = ", whatever --precision says" if options.precision == "fp32" else ""
         print(f"warning: --frozen-dtype {precision.name}: such weights are multiplied in "
-              f"{precision.name}; --precision fp32 has no effect", file=sys.stderr)  # fmt: skip
+              f"{precision.name}{asked}", file=sys.stderr)  # fmt: skip
     before = reset_peak(device)
     where = options.checkpoint, options.init, options.layers, options.tokenizer, dtype
     if options.method == "full":
@@ -204,6 +205,11 @@ def keep_weights(job: Job, run: Run, progress: Progress, keep_last: bool) -> Non
                 base.tokenizer, run.config,
             )  # fmt: skip
 
+    earlier = [run.folder / f"{kind}_last" for kind in ("adapter", "model")]
+    for folder in earlier if not keep_last else ():
+        if folder.exists():
+            print(f"warning: {folder}: of an earlier end of this run; --keep-last writes it anew",
+                  file=sys.stderr)  # fmt: skip
     if keep_last:
         save("_last")
         show_answers(job, "last")

@@ -123,6 +123,8 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
     if args.checkpoint == "resume":
         if args.out_dir is None:
             raise UserError("--init-from resume: no run is named; add --out-dir FOLDER")
+        if args.config is not None:
+            raise UserError("--init-from resume takes the settings of the run; leave --config out")
         kept = Path(args.out_dir) / "config.json"
         began = read_json(kept)
         args = parser.parse_args(["--config", str(kept), *argv, "--resume"])
@@ -138,8 +140,11 @@ def parse(parser: Parser, argv: list[str] | None, lr: float) -> argparse.Namespa
     if args.method == "lora" and args.rank == 0:
         args.method = "full"
     method = METHODS[args.method]
+    if args.pack and "virtual_tokens" in method.options:
+        raise UserError(f"--pack: packed samples go with no virtual tokens, which {args.method} "
+                        "puts before each; leave it out")  # fmt: skip
     given = [name for name, value in vars(args).items()
-             if value and value != parser.get_default(name)]  # fmt: skip
+             if value and value != parser.own_default(name)]  # fmt: skip
     if idle := _idle_flags(method, given):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         print(f"warning: {names}: no effect on --method {args.method}", file=sys.stderr)

@@ -4,7 +4,7 @@ Both are the same code, the model's own forward and backward with every tensor w
 the real model, predicted on one whose tensors have a shape, a dtype and no memory. So the
 prediction takes a moment and no memory for a model of any size, and knows of autocast, gradient
 checkpointing and every method what the model knows. All figures in bytes; what a kernel needs
-inside itself is in neither (it is in the peak of the process, minillm.memory).
+inside itself is in neither (it is in the process's growth, minillm.memory).
 """
 
 import copy

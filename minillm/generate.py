@@ -148,8 +148,12 @@ def pad_left(
 
 def end_token(eos_id: int | None, vocab_size: int) -> int | None:
     """The id that ends a row, None for none the model has. Errors: UserError for several."""
-    if eos_id is not None and not hasattr(eos_id, "__index__"):
-        raise UserError(f"eos_id {eos_id!r}: not one whole number; give the id that ends a text")
+    try:
+        eos_id = None if eos_id is None else operator.index(eos_id)
+    except TypeError:
+        raise UserError(
+            f"eos_id {eos_id!r}: not one whole number; give the id that ends a text"
+        ) from None
     return eos_id if eos_id in range(vocab_size) else None
 
 

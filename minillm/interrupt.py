@@ -32,7 +32,9 @@ def deferred_signals(told: str = "finishing this step first") -> Iterator[Reques
         os.write(2, f"\n{told} (again to stop at once)\n".encode())
 
     if threading.current_thread() is threading.main_thread():
-        kept = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in (signal.SIGINT, signal.SIGTERM)
+                 if signal.getsignal(number) != signal.SIG_IGN]  # as of nohup, or a job behind
+        kept = {number: signal.signal(number, note) for number in heard}
     try:
         yield asked
     finally:

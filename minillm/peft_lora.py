@@ -87,7 +87,7 @@ def load_lora(
     """Adds a PEFT adapter's LoRA to a plain model, with its numbers.
 
     Errors: UserError for damaged files, a setting that is not plain LoRA, a layer the model does
-    not have, or another shape.
+    not have, or another shape; the model is then as it was.
     """
     settings = _read_config(folder / "adapter_config.json")
     tensors = _in_our_names(found, model, file)
@@ -103,25 +103,33 @@ def load_lora(
     check_names(expected, {key: lazy.shape for key, lazy in tensors.items()}, file)
     _check_targets(settings["targets"], model, names, file)
     parts, ranks = _read_shape(folder, notes, modules, names, settings["rank"])
+    for name in names:
+        smaller, rank = min(modules[name].weight.shape), ranks.get(name, settings["rank"])
+        if rank > smaller and name not in parts:
+            raise UserError(f"{file}: LoRA of rank {rank} on {name}, whose smaller side is "
+                            f"{smaller}; not supported")  # fmt: skip
     factors = {}
     for key, lazy in tensors.items():  # all of them before the model is changed
         dtype = modules[key.rpartition(".")[0]].weight.dtype
         factors[key] = torch.empty(expected[key], dtype=torch.promote_types(dtype, torch.float32))
         lazy.write_to(factors[key])
-    for name in names:
-        own, rank = parts.get(name, []), ranks.get(name, settings["rank"])
-        share = rank // max(1, len(own))
-        alpha = settings["alpha"] / settings["rank"] * share
-        slices = [f"{name}.{part}" for part in own]
-        try:
-            add_lora(model, slices or [name], share, alpha, settings["dropout"])
-        except UserError as error:  # such as a rank above the matrix's
-            raise UserError(f"{file}: {error}") from None
-        a, b = (factors[f"{name}.{factor}"] for factor in LORA)
-        if b[:, rank:].any():  # of what only fills up there is nothing
+    for name, rank in ranks.items():
+        if factors[f"{name}.lora_B"][:, rank:].any():  # of what only fills up there is nothing
             raise UserError(f"{folder / 'minillm.json'}: the rank of {name} is more than {rank} in "
                             f"{file.name}; save again")  # fmt: skip
-        model.get_submodule(name).set_factors(a[:rank], b[:, :rank])
+    try:
+        for name in names:
+            own, rank = parts.get(name, []), ranks.get(name, settings["rank"])
+            share = rank // max(1, len(own))
+            alpha = settings["alpha"] / settings["rank"] * share
+            slices = [f"{name}.{part}" for part in own]
+            add_lora(model, slices or [name], share, alpha, settings["dropout"])
+            a, b = (factors[f"{name}.{factor}"] for factor in LORA)
+            model.get_submodule(name).set_factors(a[:rank], b[:, :rank])
+    except UserError as error:  # such as LoRA that is there already: no layer changes
+        for name in names:
+            model.set_submodule(name, modules[name])
+        raise UserError(f"{file}: {error}") from None
     model.train(model.training)
 
 

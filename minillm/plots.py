@@ -91,7 +91,8 @@ def plot_accuracies(results: dict[str, dict], path: Path) -> None:
             axes.barh(places, middle, 0.34, xerr=errors, label=f"{name} checkpoint")
         axes.set_yticks(range(len(results)), [*results])
         axes.invert_yaxis()
-        axes.axvline(0.5, ls="--", lw=0.8, color="grey", label="one label for all")
+        commonest = next(iter(results.values()))["best"]["report"]["majority_baseline"]
+        axes.axvline(commonest, ls="--", lw=0.8, color="grey", label="one label for all")
         axes.set_xlabel("test accuracy by generation, 95 % interval")
         axes.legend(loc="lower left", fontsize=8)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minillm.data.batches import Row, to_device
 from minillm.errors import NumericError, UserError
@@ -37,7 +37,7 @@ def preflight(job: Job, loss_fn: LossFn, folder: Path | None) -> None:
         check_device(precision),
         check_context(rows, job.data.held_out.rows, model.config.max_seq_len),
         check_labels(rows, job.base.tokenizer.eos_id),
-        check_held_out(rows, job.data.held_out.rows),
+        check_held_out(rows, job.data.held_out.rows, job.batches.rows_of_a_sample),
         check_disk(model, folder),
         check_memory(job.predicted, precision.device),
         dry_step(
@@ -77,30 +77,30 @@ def check_labels(rows: list[Row], eos_id: int) -> str:
             f"end with the end-of-text token{never}")  # fmt: skip
 
 
-def check_held_out(rows: list[Row], held_out: list[Row]) -> str:
-    """Whether what is held out is new to the model: the samples and, of the others, the prompts."""
-    trained, asked = {_key(row.tokens) for row in rows}, {_prompt(row) for row in rows}
-    new = [row for row in held_out if _key(row.tokens) not in trained]
-    known = len(held_out) - len(new)
-    prompts = sum(bool(_prompt(row)) and _prompt(row) in asked for row in new)
-    found = []
+def check_held_out(rows: list[Row], held_out: list[Row], n: int = 1) -> str:
+    """Whether what is held out is new to the model; `n` rows make a sample."""
+    trained = {_key(rows[i : i + n]) for i in range(0, len(rows), n)}
+    asked = {_prompt(row) for row in rows[::n]}
+    samples = [held_out[i : i + n] for i in range(0, len(held_out), n)]
+    new = [sample for sample in samples if _key(sample) not in trained]
+    known, found = len(samples) - len(new), []
     if known:
-        found.append(f"{known} of {len(held_out)} held-out samples are also trained on, word for "
+        found.append(f"{known} of {len(samples)} held-out samples are also trained on, word for "
                      "word: their loss says nothing of new text")  # fmt: skip
-    if prompts:
-        found.append(f"{prompts} of {len(held_out)} held-out prompts are also trained on, with "
-                     "other answers")  # fmt: skip
+    if n_asked := sum(_prompt(sample[0]) in asked - {b""} for sample in new):
+        found.append(f"{n_asked} of {len(samples)} held-out samples have a prompt that is trained "
+                     "on, with another answer")  # fmt: skip
     return "; ".join(found) or "no held-out sample or prompt is among those trained on"
 
 
-def _key(tokens: Tensor) -> bytes:
-    return tokens.numpy().tobytes()
+def _key(sample: list[Row]) -> bytes:
+    return b"|".join(row.tokens.numpy().tobytes() for row in sample)
 
 
 def _prompt(row: Row) -> bytes:
     """What lies before the first supervised token; nothing where that is at most BOS."""
     n = int((row.labels == IGNORED).cumprod(0).sum())
-    return _key(row.tokens[:n]) if n > 1 else b""
+    return row.tokens[:n].numpy().tobytes() if n > 1 else b""
 
 
 def check_disk(model: nn.Module, folder: Path | None) -> str:

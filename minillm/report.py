@@ -99,7 +99,7 @@ def show_memory(memory: dict) -> None:
     print(f"{'memory, MiB':<26}{'predicted':>12}{'measured':>12}")
     for name, mib in memory["measured"].items():
         print(f"  {name:<24}{memory['predicted'][name]:12.1f}{mib:12.1f}")
-    print(f"  {'peak of the process':<24}{'':12}{memory['peak']:12.1f}")
+    print(f"  {'growth of the process':<24}{'':12}{memory['peak']:12.1f}")
     if memory["reserved"] is not None:
         print(f"  {'reserved on the GPU':<24}{'':12}{memory['reserved']:12.1f}")
     predicted, measured = memory["KV cache"]
@@ -129,6 +129,7 @@ def conclude(
         "best_step": progress.best_step, "tokens": progress.tokens,
         "supervised_tokens": progress.supervised, "seconds": progress.seconds,
         "flops": training_flops(model, progress.tokens, progress.supervised, n_rows),
+        "data": {"train": job.data.train.summary(), "held out": job.data.held_out.summary()},
         "held_out_before": progress.before, "held_out_best": progress.best, "memory_mib": memory,
     })  # fmt: skip
     show_memory(memory)

@@ -75,7 +75,7 @@ def split_flags(text: str, where: str) -> list[str]:
 def refuse_own(family: Family, flags: list[str], names: Iterable[str], where: str) -> None:
     """Errors: UserError if flags for the training alone (or a --config among them) give what must
     be the same when it is measured."""
-    given, default = (_parse(family, words) for words in (flags, []))
+    given, default = (parse_training(family, words) for words in (flags, []))
     for name in names:
         if getattr(given, name) != getattr(default, name):
             raise UserError(f"{where} --{name}: would hold for the training alone, not for what it "
@@ -91,7 +91,12 @@ def check_runs(family: Family, runs: Iterable[list[str]]) -> None:
 def check_run(family: Family, flags: list[str]) -> None:
     """Errors: UserError for flags that a fine-tuning of this kind of model does not take, wrong
     values, and what the method needs and the model lacks. No weight is loaded, no data read."""
-    args = _parse(family, flags)
+    args = parse_training(family, flags)
+    for name in ("out_dir", "no_save", "dry_run", "resume", "overwrite"):
+        if getattr(args, name):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: a run of an experiment has its own folder, keeps what it "
+                            "trained and goes on by itself; leave it out")  # fmt: skip
     with contextlib.redirect_stderr(io.StringIO()):  # its warnings are for the run itself
         precision = choose_precision(args.precision, choose_device(args.device))
         frozen_dtype(args.frozen_dtype, args.method, precision.dtype)
@@ -104,7 +109,7 @@ def check_run(family: Family, flags: list[str]) -> None:
             adapt(model, tokenizer, args.method, MethodOptions.from_flags(vars(args)))
 
 
-def _parse(family: Family, flags: list[str]) -> argparse.Namespace:
+def parse_training(family: Family, flags: list[str]) -> argparse.Namespace:
     """Flags as the fine-tuning of this kind of model reads them. Errors: UserError."""
     parser = Parser("")
     add_flags(parser, ",".join(family.targets), 0.0)

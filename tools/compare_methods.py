@@ -34,6 +34,7 @@ from tools.cells import (
     done_once,
     give_back_memory,
     open_experiment,
+    parse_training,
     refuse_own,
     run_script,
     split_flags,
@@ -97,26 +98,16 @@ def rates(text: str, methods: list[str]) -> dict[str, list[float]]:
     return found
 
 
-def flag_value(flags: list[str], name: str, default: str) -> str:
-    """The last value of a flag among flags, `--name value` or `--name=value`."""
-    words = [part for word in flags
-             for part in (word.split("=", 1) if word.startswith("--") else [word])]  # fmt: skip
-    spelled = [word.replace("_", "-") for word in words]
-    values = [value for word, value in zip(spelled, words[1:], strict=False) if word == name]
-    return values[-1] if values else default
-
-
 def context_of(family: Family, base: Path) -> int:
     """Tokens that a checkpoint's model can see. No weight is read."""
     model, _ = family.load(base, None, torch.float32, torch.device("meta"), None)
     return model.config.max_seq_len
 
 
-def longest_sample(flags: list[str], methods: list[str], context: int) -> int:
+def longest_sample(max_length: int, n_virtual: int, methods: list[str], context: int) -> int:
     """Tokens of a sample: --max-length, or what virtual tokens leave of the context, for all
     methods where one of them has any, so that all see the same."""
-    given = min(int(flag_value(flags, "--max-length", "512")), context)
-    n_virtual = int(flag_value(flags, "--virtual-tokens", "20"))
+    given = min(max_length, context)
     has_virtual = {"prompt_tuning", "prefix_tuning"} & {*methods}
     length = min(given, context - n_virtual) if has_virtual else given
     if length < given:
@@ -125,10 +116,10 @@ def longest_sample(flags: list[str], methods: list[str], context: int) -> int:
     return length
 
 
-def of_model(flags: list[str]) -> list[str]:
-    """Those that evaluate takes too: a run's own folder tells them, an untuned model's does not."""
-    found = {name: flag_value(flags, name, "") for name in ("--layers", "--template")}
-    return [word for name, value in found.items() if value for word in (name, value)]
+def of_model(layers: int | None, template: str | None) -> list[str]:
+    """What evaluate takes too: a run's own folder tells it, an untuned model's does not."""
+    found = {"--layers": layers, "--template": template}
+    return [word for name, value in found.items() if value for word in (name, str(value))]
 
 
 def search(folder: Path, script: Path, method: str, grid: list[float], flags: list[str]) -> dict:
@@ -192,15 +183,19 @@ def main(argv=None) -> dict:
             *(["--data", args.data] if args.data else [])]  # fmt: skip
     flags = ["--checkpoint", str(base), *data, "--add-biases", *train_flags]
     check_runs(family, ([*flags, "--method", method] for method in methods))
-    length = longest_sample(train_flags, methods, context_of(family, base))
+    shared = parse_training(family, train_flags)
+    length = longest_sample(
+        shared.max_length, shared.virtual_tokens, methods, context_of(family, base)
+    )
     flags += ["--max-length", str(length)]
     settings = settings_of(args) | {"train-flags": train_flags, "grid": searched}
     folder = open_experiment(args.out_dir, settings)
     measured = [*data, "--samples", str(args.test_samples), "--max-length", str(length)]
     measured += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
-    measured += [flag for flag in train_flags if flag == "--skip-bad"]
+    measured += ["--skip-bad"] if shared.skip_bad else []
+    of_base = of_model(shared.layers, shared.template)
     untuned = done_once(folder / "untuned.json", lambda: measure(
-        ["--checkpoint", str(base), *of_model(train_flags), *measured], folder / "untuned"
+        ["--checkpoint", str(base), *of_base, *measured], folder / "untuned"
     ))  # fmt: skip
     # a tenth of a short run warms up: with the long run's warm-up it might do nothing else
     short = [*flags, "--max-iters", str(args.search_steps), "--seed", str(args.seeds[0]),

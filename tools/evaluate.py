@@ -49,8 +49,8 @@ def parse_args(argv=None):
     add = parser.add_argument_group("data").add_argument
     add("--task", choices=[*TASKS],
         help="what the data is (default: that of its training, else rotten_tomatoes)")  # fmt: skip
-    add("--data", help="the task's official file or folder (default: tinyworld's stand-in, or, "
-        "without --task, that of its training)")  # fmt: skip
+    add("--data", help="the task's official file or folder (default: that of its training, if it "
+        "was of this task, else tinyworld's stand-in)")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out broken rows of --data, and count them")
     add("--split", choices=SPLITS, help="which part of it (default: test, or validation where the "
         "task has no test)")  # fmt: skip
@@ -71,7 +71,7 @@ def parse_args(argv=None):
         is_model = flag == "--checkpoint"
         args.checkpoint, args.adapter = (str(kept), None) if is_model else (None, str(kept))
     trained = settings_of_training(args.adapter, args.checkpoint)
-    if args.task is None and args.data is None:
+    if args.data is None and args.task in (None, trained.get("task")):
         args.data = trained.get("data")
     args.task = args.task or trained.get("task", "rotten_tomatoes")
     tell_idle(parser, vars(args))
@@ -89,7 +89,7 @@ def tell_idle(parser: Parser, flags: dict) -> None:
         names = ("max_new_tokens", *(field.name for field in fields(Sampling)), "seed")
         idle |= dict.fromkeys(names, "nothing is written by likelihood")
     for name, why in idle.items():
-        if flags[name] != parser.get_default(name):
+        if flags[name] != parser.own_default(name):
             flag = name.replace("_", "-")
             print(f"warning: --{flag}: {why}; no effect", file=sys.stderr)
     if flags["template"] == "none":

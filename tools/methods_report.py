@@ -109,19 +109,23 @@ def summarize(
                                    for lr, loss in found["losses"].items()) + at_the_edge(found)
         for method, found in chosen.items() if found["losses"]
     )  # fmt: skip
-    trained = "\n".join(f"- {found[0]['summary']['method']}" for found in runs.values())
+    of_runs = [found[0]["summary"] for found in runs.values()]
+    data = [f"{side}: {told}" for side, told in of_runs[0].get("data", {}).items()]
+    trained = "\n".join(f"- {line}" for line in [*data, *(s["method"] for s in of_runs)])
     n = untuned["report"]["n"]
+    n_loss = untuned["report"].get("loss_n", n)
+    fits = "" if n_loss == n else f", of the {n_loss} samples that have room in --max-length"
     note = (
         f"Test split, n = {n}, greedy; {len(next(iter(runs.values())))} seeds each. Test loss: "
         "nats per token of the reference, end of text included (mean ± standard deviation over "
-        "seeds). "
+        f"seeds){fits}. "
         f"ROUGE: {CONVENTION}. Train s: evaluation left out; test s: loading, writing, scoring. "
         "TFLOP are counted from the model, not measured. Peak MiB: growth of the process from "
         "before it loaded the model, over training and its held-out evaluations. Methods that "
         "train the base's own tensors keep it in fp32, the others in the precision they compute "
         "in. The test split is measured as tools/evaluate.py does by default, in fp32 on a CPU. "
         "tokens: of an answer, on average.\n\n"
-        f"{trained}\n\nHeld-out loss after the search's steps, by learning rate:\n\n"
+        f"{trained}\n\nLowest held-out loss of the search's steps, by learning rate:\n\n"
         f"{tried or '(none searched)'}"
     )
     pictures = ["loss.png", "cost.png"]

@@ -82,14 +82,15 @@ def read_inputs(kind: str, path: Path, template) -> list[Sample]:
     return found
 
 
-def fit(inputs: list[Sample], tokenizer, context: int) -> list[Sample]:
-    """The prompts, a post shortened where it leaves no room for its summaries; tells how many."""
+def fit(inputs: list[Sample], tokenizer, context: int) -> tuple[list[Sample], int]:
+    """The prompts, a post shortened where it leaves no room for its summaries; tells how many, and
+    returns that too."""
     fitting = [shorten(sample, tokenizer, context - NEW_TOKENS) for sample in inputs]
     n_shortened = sum(short is not whole for short, whole in zip(fitting, inputs, strict=True))
     if n_shortened:
         print(f"{n_shortened} of {len(inputs)} posts shortened: the context of {context} tokens "
               f"must hold {NEW_TOKENS} of summary too")  # fmt: skip
-    return fitting
+    return fitting, n_shortened
 
 
 def write_samples(model, tokenizer, sample, kind: str, n: int, seed: int, sampling: dict):
@@ -136,7 +137,8 @@ def main(argv=None) -> list[list[str]]:
                             "inputs; give one for each")  # fmt: skip
     given = {flag: value for flag, value in vars(args).items() if value is not None}
     sampling = {flag: given.get(flag, own) for flag, own in DEFAULTS[args.kind].items()}
-    written, fitting = [], fit(inputs, tokenizer, model.config.max_seq_len)
+    fitting, n_shortened = fit(inputs, tokenizer, model.config.max_seq_len)
+    written = []
     for number, sample in enumerate(tqdm(fitting, desc="samples", unit="input", leave=False)):
         seed = args.seed + number * args.samples
         written.append(
@@ -147,8 +149,9 @@ def main(argv=None) -> list[list[str]]:
     blocks = [block(layout, i, asked.prompt, texts) for i, (asked, texts) in enumerate(pairs, 1)]
     path = folder / layout.file.format(name)
     texts, score_path = {path: "".join(blocks)}, folder / SCORES.format(name)
-    about = {"settings": settings_of(args) | sampling | {
-        "template": template and template.to_dict(),
+    drawn = {name.replace("_", "-"): value for name, value in sampling.items()}
+    about = {"settings": settings_of(args) | drawn | {
+        "template": template and template.to_dict(), "posts shortened": n_shortened,
         "counted by the repetition penalty": "tokens of the prompt too",
     }}  # fmt: skip
     if references:

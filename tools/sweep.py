@@ -31,6 +31,7 @@ from tools.cells import (
     done_once,
     give_back_memory,
     open_experiment,
+    parse_training,
     refuse_own,
     run_script,
     split_flags,
@@ -42,7 +43,6 @@ SCRIPT = Path(__file__).parent.parent / "train" / "finetune_gpt2.py"
 FULL_FLAGS = "--lr 5e-5 --dropout 0.05"
 TINY = {"train": ["--config", str(SCRIPT.with_name("tiny_gpt2.json"))],
         "full": "--lr 1e-3 --dropout 0.05", "lrs": [3e-3, 5e-4, 5e-4]}  # fmt: skip
-RATE = ("--lr", "--learning-rate")
 CELLS_OWN = ("--rank", "--alpha", "--template")
 TRAINED_AND_MEASURED = ("checkpoint", "init", "layers", "task", "data", "method")
 
@@ -84,7 +84,8 @@ def own_flags(
     full = full or (TINY["full"] if is_tiny else FULL_FLAGS)
     given = split_flags(train, "--train-flags")
     flags = [*(TINY["train"] if is_tiny else []), *given]
-    if lrs is None and is_tiny and n_ranks == len(TINY["lrs"]) and not names(given) & {*RATE}:
+    has_rate = parse_training(gpt2.FAMILY, given).lr > 0
+    if lrs is None and is_tiny and n_ranks == len(TINY["lrs"]) and not has_rate:
         lrs = TINY["lrs"]
     if lrs is not None and len(lrs) not in (1, n_ranks):
         raise UserError(f"--lrs: {len(lrs)} for {n_ranks} ranks; give one for each")
@@ -172,7 +173,8 @@ def main(argv=None) -> dict[str, dict]:
         args.checkpoint, len(args.ranks), args.lrs, args.train_flags, args.full_flags
     )
     templates = args.templates.split(",")
-    if args.seeds and "--seed" in names([*train_flags, *full_flags]):
+    given = parse_training(gpt2.FAMILY, [*train_flags, *full_flags])
+    if args.seeds and given.seed:
         raise UserError("--seed: every run has one of --seeds; leave it out")
     cells = over_seeds(plan(args.ranks, lrs, templates, full_flags, args.alpha), args.seeds)
     common = ["--task", "rotten_tomatoes", "--device", args.device,
@@ -183,7 +185,7 @@ def main(argv=None) -> dict[str, dict]:
     settings = settings_of(args) | {"cells": cells, "train-flags": train_flags}
     folder = open_experiment(args.out_dir, settings)
     measured = [*common, *(["--samples", str(args.test_samples)] if args.test_samples else []),
-                *(flag for flag in train_flags if flag == "--skip-bad")]  # fmt: skip
+                *(["--skip-bad"] if given.skip_bad else [])]  # fmt: skip
 
     def untuned() -> dict:
         flags = [*base, "--template", templates[0], *measured]

@@ -164,7 +164,8 @@ class LoRALinear(Linear):
         self._set_aside.append(kept)
         self._original = _Weakly(base if base.is_cuda else None)
         self.weight = nn.Parameter(merged, base.requires_grad)
-        self._merged = _Watched(self.weight)
+        # torch.compile makes the parameter anew when its code has run: nothing to watch then
+        self._merged = _Watched(None if torch.compiler.is_compiling() else self.weight)
         self._merged_from = (a, b, self._versions())
         self.has_weights_merged = True
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from minillm.data.samples import Sample, shorten
+from minillm.data.samples import Sample, is_bare, shorten
 from minillm.errors import UserError
 from minillm.linear import round_up
 from minillm.losses import IGNORED
@@ -76,7 +76,7 @@ def encode_samples(samples: Sequence[Sample], tokenizer, max_length: int) -> Enc
     training is, id for id, the prompt of generation. A prompt with a body (an article) gives way
     to its response: the body is shortened. Any other response that is too long is cut at the end
     and then has no EOS, because it did not end there; a sample whose prompt leaves no room for a
-    response token is dropped. All three are counted.
+    response token, or whose response none for a word of the body, is dropped. All are counted.
     """
     rows, truncated, dropped, shortened = [], 0, 0, 0
     is_few = len(samples) < 1000
@@ -89,8 +89,8 @@ def encode_samples(samples: Sequence[Sample], tokenizer, max_length: int) -> Enc
         fitting = shorten(sample, tokenizer, max_length - len(response))
         prompt = tokenizer.encode(fitting.prompt, bos=True)
         room = max_length - len(prompt)
-        if sample.body is not None and room < len(response):
-            room = 0  # not even without its body: a summary is never cut
+        if is_bare(sample, fitting) or sample.body is not None and room < len(response):
+            room = 0  # a summary is never cut, nor is one of nothing taught
         if room < 1:
             dropped += 1
             continue

@@ -93,7 +93,8 @@ def read_completions(
     def make(row: object, where: str) -> Sample:
         asked, told = (text_field(row, name, where) for name in ("prompt", "completion"))
         filled = template.fill(prompt=asked)
-        if not filled.endswith(asked) and not told.startswith(" "):  # its last spaces were left out
+        is_cut = filled.endswith(asked.rstrip(" ")) and not filled.endswith(asked)
+        if is_cut and not told.startswith(" "):  # the prompt's last spaces were left out
             told = asked[len(asked.rstrip(" ")) :] + told
         return Sample(filled, told, row=asked)
 

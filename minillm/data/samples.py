@@ -5,7 +5,7 @@ import csv
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +58,12 @@ def shorten(sample: Sample, tokenizer, room: int) -> Sample:
         if n_fitting:
             return replace(sample, prompt=cut_to(ends[n_fitting - 1]), body=None)
     return replace(sample, prompt=cut_to(body.start), body=None)
+
+
+def is_bare(sample: Sample, shortened: Sample) -> bool:
+    """Whether shortening left nothing of a sample's body."""
+    body, text = sample.body, sample.prompt
+    return body is not None and shortened.prompt == text[: body.start] + text[body.end :]
 
 
 @dataclass(frozen=True)
@@ -150,39 +156,56 @@ def _question(sample: Sample) -> str:
 
 
 def _whole_row(sample: Sample) -> str:
-    row = sample.row or sample.prompt
+    row = sample.prompt if sample.row is None else sample.row
     row = "\0".join(row.values()) if isinstance(row, dict) else row
     return f"{row}\0{sample.response}"
+
+
+def _hash(text: str) -> int:
+    """64 bits that look drawn, always the same for a text."""
+    return int.from_bytes(hashlib.sha256(text.encode(errors="replace")).digest()[:8], "big")
 
 
 def split_by_hash(
     samples: Sequence[Sample], where: str | Path = "data", share: float = 0.1, salt: str = ""
 ) -> tuple[list, list]:
     """(train, held out): a sample is held out if the hash of its row says so, so that shuffling
-    the file or another template moves nothing across, and equal rows land on the same side; rows
-    that answer one question in several ways go by the hash of the question, all to one side,
-    unless it is the question of more than half of them. `salt` draws another split.
+    the file or another template moves nothing across, and equal rows land on the same side. Rows
+    that answer one question in several ways go together, the questions by their hashes up to the
+    share; not what more than that share of all rows ask, which is no question but a phrase.
+    `salt` draws another split.
 
     Errors: UserError if a side would be empty.
     """
+    together = _held_out_questions(samples, share, salt)
     train, held_out = [], []
-    answered = defaultdict(set)
     for sample in samples:
-        answered[_question(sample)].add(_whole_row(sample))
-    for sample in samples:
-        question = _question(sample)
-        together = question and 1 < len(answered[question]) <= len(samples) / 2
-        text = (question if together else _whole_row(sample)) + salt
-        digest = hashlib.sha256(text.encode(errors="replace"))
-        chosen = int.from_bytes(digest.digest()[:8], "big") < share * 2**64
+        chosen = together.get(_question(sample))
+        if chosen is None:
+            chosen = _hash(_whole_row(sample) + salt) < share * 2**64
         (held_out if chosen else train).append(sample)
     if not held_out and len(train) > 1:  # a handful of samples: one must do
         held_out.append(train.pop())
     if not train or not held_out:
         raise UserError(
-            f"{where}: {len(samples)} sample is too few to train on and hold one out; give more"
+            f"{where}: too few samples ({len(samples)}) to train on some and hold out others, equal "
+            "ones together; give more"
         )
     return train, held_out
+
+
+def _held_out_questions(samples: Sequence[Sample], share: float, salt: str) -> dict[str, bool]:
+    """Whether the rows of a question are held out, for those whose rows go together."""
+    asked, answers = Counter(map(_question, samples)), defaultdict(set)
+    for sample in samples:
+        answers[_question(sample)].add(_whole_row(sample))
+    most = share * len(samples)
+    sizes = {q: n for q, n in asked.items() if q and len(answers[q]) > 1 and n <= most}
+    chosen, room = {}, share * sum(sizes.values())
+    for question in sorted(sizes, key=lambda question: _hash(question + salt)):
+        chosen[question] = sizes[question] / 2 <= room
+        room -= sizes[question] if chosen[question] else 0
+    return chosen
 
 
 def rows_to_split(n_train: int, n_held_out: int) -> int:

@@ -85,6 +85,11 @@ def test_it_stops_at_the_context_and_refuses_no_beams(model):
             beam_search(model, [[1]], 3, n_beams=n_beams)
 
 
+def test_prompts_may_be_one_tensor(model):
+    prompts = torch.tensor([[1, 2], [3, 0]])
+    assert beam_search(model, prompts, 3) == beam_search(model, prompts.tolist(), 3)
+
+
 def test_a_negative_length_penalty_is_refused(model):
     with pytest.raises(UserError, match="length_penalty"):
         beam_search(model, [[1]], 3, length_penalty=-1.0)

@@ -135,7 +135,7 @@ def test_equal_rows_land_on_the_same_side():
 def test_answers_to_one_question_land_on_the_same_side_whatever_the_order():
     samples = [Sample(f"q{i // 3}", f"a{i}") for i in range(300)]
     train, held_out = split_by_hash(samples)
-    assert not {s.prompt for s in train} & {s.prompt for s in held_out} and len(held_out) > 5
+    assert not {s.prompt for s in train} & {s.prompt for s in held_out} and len(held_out) == 30
     again, same = split_by_hash(samples[::-1])
     assert set(train) == set(again) and set(held_out) == set(same)
 
@@ -158,6 +158,30 @@ def test_answers_to_no_question_are_split_one_by_one(rest):
     assert 15 < sum(s.prompt == "Tell a story." for s in held_out) < 50
     assert not rest or 15 < sum(s in rest for s in held_out) < 50
     assert len(train) + len(held_out) == 300 + len(rest)
+
+
+@pytest.mark.parametrize("word", ["a", "b", "c", "d"])
+def test_a_few_phrases_that_all_rows_share_are_no_questions(word):
+    samples = [Sample(f"{word}{i % 5 if i % 20 else i}", f"a{i}") for i in range(1000)]
+    train, held_out = split_by_hash(samples)
+    assert 60 < len(held_out) < 140 and {s.prompt for s in held_out if len(s.prompt) == 2}
+
+
+@pytest.mark.parametrize("word", ["a", "b", "c", "d"])
+def test_questions_of_any_size_leave_about_a_tenth(word):
+    sizes = [1, 1, 2, 3, 5, 8, 13, 21, 34, 34] * 4
+    samples = [Sample(f"{word}{q}", f"a{i}") for q, size in enumerate(sizes) for i in range(size)]
+    train, held_out = split_by_hash(samples)
+    assert not {s.prompt for s in train} & {s.prompt for s in held_out}
+    assert 0.05 * len(samples) < len(held_out) < 0.15 * len(samples)
+
+
+def test_rows_without_a_prompt_stay_on_their_side_under_another_template():
+    sides = []
+    for text in ("", "Text:"):
+        _, held_out = split_by_hash([Sample(text, f"a{i}", row="") for i in range(100)])
+        sides.append({sample.response for sample in held_out})
+    assert sides[0] == sides[1]
 
 
 def test_a_split_of_one_sample_is_refused():

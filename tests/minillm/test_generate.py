@@ -139,6 +139,7 @@ def test_numbers_may_be_numpys(model):
         ({"repetition_penalty": 0}, "repetition_penalty 0"),
         ({"max_new_tokens": -1}, "max_new_tokens -1"),
         ({"eos_id": [2]}, "eos_id .2.: not one whole number"),
+        ({"eos_id": torch.tensor([2, 3])}, "eos_id tensor"),
         ({"temperature": "1"}, "temperature '1': not a number"),
         ({"temperature": None}, "temperature None: not a number"),
         ({"temperature": 1.0, "seed": 1.5}, "seed 1.5: must be a whole number"),

@@ -480,11 +480,13 @@ def test_a_method_reads_the_options_it_names_and_no_others(name, tokenizer):
     ("lora", "--virtual-tokens"),
     ("prompt_tuning", "--rank, --rslora, --weight-decay"),
 ])  # fmt: skip
-def test_flags_that_do_nothing_for_the_method_are_named(method, idle, capsys):
-    parser = Parser("")
+@pytest.mark.parametrize("by_file", [False, True])
+def test_flags_that_do_nothing_for_the_method_are_named(method, idle, by_file, tmp_path, capsys):
+    parser, config = Parser(""), tmp_path / "run.json"
     add_flags(parser, "wq", 1e-5)
     given = ["--rank", "4", "--rslora", "--virtual-tokens", "4", "--weight-decay", "0.1"]
-    parse(parser, ["--method", method, *given], 1e-5)
+    config.write_text('{"rank": 4, "rslora": true, "virtual-tokens": 4, "weight-decay": 0.1}')
+    parse(parser, ["--method", method, *(["--config", str(config)] if by_file else given)], 1e-5)
     assert capsys.readouterr().err == f"warning: {idle}: no effect on --method {method}\n"
 
 

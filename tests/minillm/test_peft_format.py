@@ -265,6 +265,26 @@ def test_lora_on_a_head_that_is_the_embedding_is_refused_for_what_it_is(bpe, tmp
         load_adapter(load_gpt2(tmp_path / "base")[0], tmp_path / "adapter")
 
 
+def test_a_refused_adapter_leaves_the_model_as_it_was(base, tmp_path):
+    save_adapter(adapted(load_llama(base)[0], ("wq", "wv")), tmp_path / "a")
+    save_adapter(adapted(load_llama(base)[0], ("wk", "wq")), tmp_path / "b")
+    model = load_adapter(load_llama(base)[0], tmp_path / "a").eval()
+    tokens = torch.randint(0, 2048, (2, 20))
+    before, layers = model(tokens), [*lora_layers(model)]
+    with pytest.raises(UserError, match="adapter_model.safetensors: .* has LoRA already"):
+        load_adapter(model, tmp_path / "b")
+    assert torch.equal(model(tokens), before) and [*lora_layers(model)] == layers
+
+
+def test_a_rank_above_a_layers_smaller_side_is_refused_as_not_supported(base, tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(base)
+    settings = peft.LoraConfig(r=40, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(peer, settings).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match="rank 40 on .*wq, whose smaller side is 32; not supported"):
+        load_adapter(load_llama(base)[0], tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("key", ["lm_head.weight", "model.embed_tokens.lora_embedding_A"])
 def test_more_than_lora_on_linear_layers_is_refused_by_name(base, tmp_path, key):
     save_adapter(adapted(load_llama(base)[0]), tmp_path)

@@ -125,7 +125,18 @@ def test_held_out_prompts_that_are_trained_with_another_answer_are_counted():
     trained, held_out = [row(5, 7), row(6, 7)], [row(5, 8), row(6, 7), row(9, 7), row(9, 8)]
     found = preflight.check_held_out(trained, held_out).split("; ")
     assert found[0].startswith("1 of 4 held-out samples")
-    assert found[1].startswith("1 of 4 held-out prompts")
+    assert found[1].startswith("1 of 4 held-out samples have a prompt that is trained on")
+
+
+def test_held_out_pairs_are_counted_as_pairs():
+    def pair(prompt: int, chosen: int) -> list[Row]:
+        both = [torch.tensor([1, prompt, answer]) for answer in (chosen, 9)]
+        return [Row(t, t.where(torch.arange(3) > 1, IGNORED)) for t in both]
+
+    trained = [*pair(5, 2), *pair(6, 2)]
+    held_out = [*pair(5, 3), *pair(6, 3), *pair(6, 2), *pair(7, 2)]
+    found = preflight.check_held_out(trained, held_out, 2).split("; ")
+    assert [line.split(" held-out")[0] for line in found] == ["1 of 4", "2 of 4"]
 
 
 def test_texts_after_nothing_but_bos_share_no_prompt():

@@ -79,6 +79,21 @@ def test_a_summary_that_does_not_fit_even_alone_is_dropped_and_counted(any_token
     assert (len(encoded.rows), encoded.dropped, encoded.truncated) == (0, 5, 0)
 
 
+def test_a_summary_beside_which_no_word_of_its_article_fits_is_dropped(any_tokenizer, tmp_path):
+    path = write_csv(tmp_path / "a.csv", [article(i, 80) for i in range(20)])
+    samples = TASKS["cnn_dailymail"].read(path, SUMMARY).train
+    cut = samples[0].prompt[samples[0].body.end :]
+    least = len(any_tokenizer.encode(cut, bos=True))
+    answer = max(len(encode_samples([s], any_tokenizer, 9999).rows[0].tokens)
+                 - len(any_tokenizer.encode(s.prompt, bos=True)) for s in samples)  # fmt: skip
+    for length in range(least, least + answer + 30):
+        encoded = encode_samples(samples, any_tokenizer, length)
+        asked = [row.tokens[row.labels == IGNORED].tolist() for row in encoded.rows]
+        assert not any(any_tokenizer.decode(ids[1:]).strip() == cut.strip() for ids in asked)
+        assert len(encoded.rows) + encoded.dropped == len(samples)
+    assert len(encoded.rows) == len(samples)
+
+
 def test_shortening_keeps_the_most_that_fits_in_front(any_tokenizer, tmp_path):
     path = write_csv(tmp_path / "a.csv", [article(i, 80) for i in range(20)])
     sample = TASKS["cnn_dailymail"].read(path, SUMMARY).train[0]
@@ -321,6 +336,14 @@ def test_the_last_space_of_a_prompt_goes_to_its_completion(prompt, completion, t
     splits = TASKS["completion"].read(tmp_path / "c.jsonl", TEMPLATES["prompt"])
     found = {s.prompt + s.response for side in vars(splits).values() for s in side}
     assert found == {text} and not any(s.prompt.endswith(" ") for s in splits.train)
+
+
+def test_a_space_that_a_template_keeps_stays_with_its_prompt(tmp_path):
+    rows = [{"prompt": f"{i} + 2 = ", "completion": "4"} for i in range(20)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    template = Template("mine", "Q: {prompt}\nA:")
+    sample = TASKS["completion"].read(tmp_path / "c.jsonl", template).train[0]
+    assert (sample.prompt, sample.response) == (f"Q: {sample.row}\nA:", "4")
 
 
 def test_sentences_end_at_a_mark_and_white_space():

@@ -12,6 +12,7 @@ from torch import nn
 from llama import Llama
 from minillm.data.batches import Batches, Row
 from minillm.errors import Interrupted, NumericError, UserError
+from minillm.interrupt import deferred_signals
 from minillm.losses import token_loss
 from minillm.optimizer import lr_at, take_step
 from minillm.precision import choose_precision
@@ -435,3 +436,13 @@ def test_held_out_samples_without_labels_are_an_error():
     rows = [Row(row.tokens, torch.full_like(row.labels, -100)) for row in ragged_rows(2)]
     with pytest.raises(UserError, match="no supervised token"):
         evaluate(lora_model(), token_loss, Batches(rows, 1, 0), FP32)
+
+
+def test_a_signal_that_the_process_ignores_does_not_end_its_run():
+    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup leaves SIGHUP, a shell SIGINT
+    try:
+        with deferred_signals() as asked:
+            signal.raise_signal(signal.SIGINT)
+        assert asked.signal is None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, kept)

@@ -17,6 +17,8 @@ from minillm.errors import UserError
 from minillm.runs import read_metrics
 from tests.conftest import TINY_GPT2, shared
 from tools import compare_methods, evaluate, generate, merge_adapter, samples
+from tools.cells import parse_training
+from tools.models import FAMILIES
 from train import dpo, finetune_gpt2, finetune_llama, finetune_phi
 
 SCRIPTS = {"llama": finetune_llama, "gpt2": finetune_gpt2}
@@ -166,12 +168,12 @@ def test_a_model_with_sft_in_the_name_it_is_given_is_asked_as_the_course_asks(tm
 
 
 def test_all_methods_see_samples_of_one_length(capsys):
-    flags = ["--max-length", "1024", "--virtual-tokens", "30"]
     cut = compare_methods.longest_sample
-    assert cut(flags, ["lora", "prefix_tuning"], 1024) == 994
+    assert cut(1024, 30, ["lora", "prefix_tuning"], 1024) == 994
     assert "30 of the context of 1024 are virtual in prefix_tuning" in capsys.readouterr().out
-    assert cut(flags, ["lora", "full"], 1024) == 1024 and cut(flags, ["lora"], 512) == 512
-    assert cut([], ["prompt_tuning"], 1024) == 512 and cut([], ["prompt_tuning"], 512) == 492
+    assert cut(1024, 30, ["lora", "full"], 1024) == 1024 and cut(1024, 30, ["lora"], 512) == 512
+    assert cut(512, 20, ["prompt_tuning"], 1024) == 512
+    assert cut(512, 20, ["prompt_tuning"], 512) == 492
 
 
 def test_the_same_number_of_references_as_inputs_is_asked_for(tmp_path):
@@ -188,7 +190,9 @@ def test_the_same_number_of_references_as_inputs_is_asked_for(tmp_path):
     ["--checkpoint", "nowhere"], ["--train-flags", '--template "x'], ["--seeds", "0,1,0"],
     ["--methods", "lora,prefix_tuning", "--train-flags", "--virtual-tokens 600"],
     ["--train-flags", "--data other.csv"], ["--train-flags", "--task tldr"],
-    ["--train-flags", "--learning_rate=5"], ["--train-flags", "--config run.json"],
+    ["--train-flags", "--learning_rate=5"], ["--train-flags", "--no-save"],
+    ["--train-flags", "--out-dir elsewhere"], ["--train-flags", "--dry-run"],
+    ["--train-flags", "--config run.json"],
 ])  # fmt: skip
 def test_a_comparison_refuses_what_it_cannot_do_before_its_first_run(flags, tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text('{"data": "other.csv"}')
@@ -230,14 +234,19 @@ def test_a_single_flag_is_a_value_of_train_flags():
     assert args.train_flags == "--skip-bad" and args.search_steps == 9
 
 
-@pytest.mark.parametrize("flags", [["--max-length", "9"], ["--max-length=9"], ["--max_length=9"]])
-def test_a_flag_of_every_run_is_known_however_it_is_written(flags):
-    assert compare_methods.flag_value(["--lr", "1", *flags], "--max-length", "512") == "9"
+@pytest.mark.parametrize("flags", [
+    ["--max-length", "9"], ["--max-length=9"], ["--max-length", "8", "--max_length=9"],
+    ["--config", "run.json"], ["--config", "run.json", "--lr", "1"],
+])  # fmt: skip
+def test_a_flag_of_every_run_is_known_however_it_is_written(flags, tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text('{"max-length": 9}')
+    monkeypatch.chdir(tmp_path)
+    assert parse_training(FAMILIES[0], flags).max_length == 9
 
 
 def test_the_untuned_model_is_cut_and_asked_as_the_tuned_ones():
-    flags = ["--lr", "1", "--layers=2", "--template", "mine.json"]
-    assert compare_methods.of_model(flags) == ["--layers", "2", "--template", "mine.json"]
+    assert compare_methods.of_model(2, "mine.json") == ["--layers", "2", "--template", "mine.json"]
+    assert compare_methods.of_model(None, None) == []
 
 
 def test_samples_are_drawn_as_asked_each_input_from_a_stream_of_its_own(tmp_path):
@@ -265,7 +274,7 @@ def test_a_summary_ends_at_the_next_cue_and_has_room_however_long_the_post(capsy
     tokens = tokenizer.encode(asked.prompt, bos=True)
     (new,) = library_generate(model.eval(), [tokens], samples.NEW_TOKENS, eos_id=tokenizer.eos_id)
     text = tokenizer.decode([t for t in new if t != tokenizer.eos_id]).strip()
-    (fitting,) = samples.fit([sample], tokenizer, model.config.max_seq_len)
+    (fitting,), _ = samples.fit([sample], tokenizer, model.config.max_seq_len)
     assert "1 of 1 posts shortened" in capsys.readouterr().out and fitting == asked
     assert samples.write_samples(model, tokenizer, fitting, "summaries", 1, 0, how) == [
         until_next_cue(text)
@@ -275,9 +284,10 @@ def test_a_summary_ends_at_the_next_cue_and_has_room_however_long_the_post(capsy
 
 def test_posts_in_another_form_are_counted(tmp_path, capsys):
     path = tmp_path / "in.txt"
-    path.write_text("SUBREDDIT: r/a TITLE: b POST: c TL;DR:\n\nNora saw a hare.\n\nSo did Tom.")
-    assert len(samples.read_inputs("summaries", path, None)) == 3
-    assert f"{path}: 2 of 3 posts (the first is number 2)" in capsys.readouterr().err
+    of_course = "SUBREDDIT: r/a TITLE: b POST: c TL;DR:\n\nSUBREDDIT: r/a TITLE: POST: d TL;DR:"
+    path.write_text(f"{of_course}\n\nNora saw a hare.\n\nSo did Tom.")
+    assert len(samples.read_inputs("summaries", path, None)) == 4
+    assert f"{path}: 2 of 4 posts (the first is number 3)" in capsys.readouterr().err
     samples.read_inputs("completions", path, None)
     assert not capsys.readouterr().err
 
@@ -301,6 +311,9 @@ def test_a_score_is_the_mean_of_the_sets_in_the_posts_order(tmp_path):
     assert float(told.rpartition(" ")[2]) == pytest.approx(statistics.fmean(scores))
     about = json.loads((tmp_path / "output_reddit_summaries_tiny-gpt2.json").read_text())
     assert about["rouge1"]["mean"] == pytest.approx(statistics.fmean(scores)) and any(scores)
+    settings = about["settings"]
+    assert (settings["top-k"], settings["temperature"], settings["posts shortened"]) == (50, 0.2, 0)
+    assert not any("_" in name for name in settings)
 
 
 @pytest.mark.parametrize("script", [finetune_llama, finetune_gpt2, finetune_phi, dpo],
@@ -316,6 +329,8 @@ def test_every_script_logs_its_steps_keeps_the_last_weights_and_tries_dry(script
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
     rows = 4 if script is dpo else 2  # of a pair there are two
     assert f" in 3 forwards of {rows}, " in capsys.readouterr().out
+    script.main([*flags, "--resume"])
+    assert "adapter_last: of an earlier end of this run" in capsys.readouterr().err
 
 
 def test_the_courses_numbers_are_the_defaults():

@@ -11,7 +11,7 @@ import torch
 from gpt2 import load_gpt2
 from minillm.errors import UserError
 from minillm.runs import read_metrics
-from tests.conftest import TINY_GPT2, shared
+from tests.conftest import ROOT, TINY_GPT2, shared
 from tests.scripts.test_errors import fails
 from tools import evaluate, generate, merge_adapter, sweep
 from train import finetune_gpt2
@@ -138,6 +138,9 @@ def test_with_wandb_every_step_is_logged_there_too(tmp_path, monkeypatch):
         (["--targets", "q,c_attn"], "whole and in slices"),
         (["--init-from", "gpt2-medium"], "tools/download.py gpt2-medium"),
         (["--init-from", "resume"], "--out-dir"),
+        (["--init-from", "resume", "--out-dir", "x", "--config",
+          str(ROOT / "train" / "tiny_gpt2.json")], "leave --config out"),
+        (["--method", "prompt_tuning", "--pack", "64"], "--pack"),
         (["--init", "gpt2"], "--tokenizer"),
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--dropout", "1"], "--dropout"),
@@ -277,4 +280,7 @@ def test_evaluate_takes_task_and_data_from_the_training_and_says_so(bpe, tmp_pat
         assert report["text"]["n"] == 3
         assert f"completion, {data}: 3 samples of test" in capsys.readouterr().out
     evaluate.main([*kept, "--task", "completion", "--samples", "2", "--max-new-tokens", "1"])
-    assert "completion, tinyworld: 2 samples of test" in capsys.readouterr().out
+    assert f"completion, {data}: 2 samples of test" in capsys.readouterr().out
+    evaluate.main([*kept, "--task", "shakespeare", "--template", "complete", "--samples", "2",
+                   "--max-new-tokens", "1"])  # fmt: skip
+    assert "shakespeare, tinyworld: 2 samples of test" in capsys.readouterr().out

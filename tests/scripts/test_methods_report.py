@@ -12,7 +12,7 @@ from minillm.runs import read_metrics
 from minillm.text_metrics import ROUGE, mean_with_interval
 from tools import sweep, sweep_report
 from tools.cells import done_once, open_experiment, run_script, write_report
-from tools.compare_methods import flag_value, search
+from tools.compare_methods import search
 from tools.methods_report import (
     at_the_edge,
     behind_the_best,
@@ -98,10 +98,6 @@ def test_the_best_rate_is_the_one_that_held_out_data_prefers(tmp_path):
         search(tmp_path, script, "lora", [3.0, 4.0], [])
 
 
-def test_of_a_flag_given_twice_the_last_counts():
-    assert flag_value(["--lr", "1", "--lr", "2"], "--lr", "3") == "2"
-
-
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_run_that_was_cut_goes_on(begun, tmp_path):
     script, cell = tmp_path / "script.py", tmp_path / "cell"
@@ -183,8 +179,11 @@ def test_flags_of_full_fine_tuning_given_come_before_the_bundled_models_own():
 
 @pytest.mark.parametrize(("flags", "is_rate"), [
     ("--lr 5e-4", True), ("--learning_rate=5e-4", True), ("--weight-decay 0", False),
+    ("--config run.json", True),
 ])  # fmt: skip
-def test_a_rate_for_all_runs_of_a_sweep_is_the_ranks_too(flags, is_rate):
+def test_a_rate_for_all_runs_of_a_sweep_is_the_ranks_too(flags, is_rate, tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text('{"lr": 5e-4}')
+    monkeypatch.chdir(tmp_path)
     lrs, train, _ = sweep.own_flags("tiny-gpt2", 3, None, flags, None)
     assert train[-len(flags.split()) :] == flags.split()
     assert (lrs is None) is is_rate
