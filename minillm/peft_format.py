@@ -69,16 +69,20 @@ def save_adapter(
 
 
 def _check_complete(model: nn.Module, folder: Path) -> None:
-    """Errors: UserError for what the files would leave out: tensors trained beside LoRA, LoRA under
-    a soft prompt or prefix, that a layer is switched off; and for what would not be read back."""
+    """Errors: UserError for what the files would leave out: tensors trained beside LoRA, LoRA or a
+    trainable base under a soft prompt or prefix, that a layer is switched off; and for what would not be read back."""
     layers = lora_layers(model)
+    is_wrapped = isinstance(model, SoftPrompt | PrefixTuning)
+    if not layers and is_wrapped and any(p.requires_grad for p in model.model.parameters()):
+        raise UserError(f"{folder}: the base under the soft prompt or prefix is trainable too, and "
+                        "would not be saved; freeze it (requires_grad_(False)) first")  # fmt: skip
     if not layers:
         return
     others = [p for name, p in model.named_parameters() if not name.endswith(LORA)]
     some_trained = len({p.requires_grad for p in others}) == 2  # all: nobody has marked any
     off = [name for name, layer in layers.items() if not layer.enabled]
     odd = [name for name, layer in layers.items() if not layer.lora_scaling > 0]
-    if isinstance(model, SoftPrompt | PrefixTuning) or some_trained:
+    if is_wrapped or some_trained:
         what = "LoRA and more is trained, and one adapter holds one method; save them apart"
     elif off:
         what = f"{off[0]} is switched off, which no file can say; switch it on"

@@ -188,8 +188,8 @@ def split_by_hash(
         held_out.append(train.pop())
     if not train or not held_out:
         raise UserError(
-            f"{where}: too few samples ({len(samples)}) to train on some and hold out others, equal "
-            "ones together; give more"
+            f"{where}: too few samples ({len(samples)}) to train on some and hold out others "
+            "(equal ones stay together); give more"
         )
     return train, held_out
 

@@ -228,6 +228,9 @@ def test_what_the_files_would_leave_out_is_refused(base, tmp_path, tokenizer):
     wrapped = SoftPrompt(adapted(load_llama(base)[0]), torch.randn(3, model.config.dim))
     with pytest.raises(UserError, match="LoRA and more"):
         save_adapter(wrapped, tmp_path / "a")
+    wrapped = SoftPrompt(load_llama(base)[0].requires_grad_(True), torch.randn(3, 32))
+    with pytest.raises(UserError, match="the base under the soft prompt or prefix is trainable"):
+        save_adapter(wrapped, tmp_path / "a")
     model = adapted(load_llama(base)[0])
     next(iter(lora_layers(model).values())).enabled = False
     with pytest.raises(UserError, match="switched off"):
