@@ -70,7 +70,8 @@ def save_adapter(
 
 def _check_complete(model: nn.Module, folder: Path) -> None:
     """Errors: UserError for what the files would leave out: tensors trained beside LoRA, LoRA or a
-    trainable base under a soft prompt or prefix, that a layer is switched off; and for what would not be read back."""
+    trainable base under a soft prompt or prefix, that a layer is switched off; and for what would
+    not be read back."""
     layers = lora_layers(model)
     is_wrapped = isinstance(model, SoftPrompt | PrefixTuning)
     if not layers and is_wrapped and any(p.requires_grad for p in model.model.parameters()):
