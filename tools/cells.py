@@ -93,7 +93,7 @@ def check_run(family: Family, flags: list[str]) -> None:
     values, and what the method needs and the model lacks. No weight is loaded, no data read."""
     args = parse_training(family, flags)
     for name in ("out_dir", "no_save", "dry_run", "resume", "overwrite"):
-        if getattr(args, name):
+        if vars(args)[name]:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag}: a run of an experiment has its own folder, keeps what it "
                             "trained and goes on by itself; leave it out")  # fmt: skip
