@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from minillm.adapt.lora import evaluating
-from minillm.errors import NumericError, UserError
+from minillm.errors import NumericError, UserError, whole_number
 from minillm.generate import check_prompts, end_token, next_logits, pad_left
 
 
@@ -32,8 +32,10 @@ def beam_search(
     tries everything. As in `generate`, it ends for all where the longest fills the context.
     Errors: UserError for an empty or too long prompt, n_beams below 1, a negative length_penalty.
     """
-    if not hasattr(n_beams, "__index__") or n_beams < 1:
-        raise UserError(f"n_beams {n_beams!r}: must be a whole number of at least 1; change it")
+    wanted = "must be a whole number of at least 1; change it"
+    n_beams = whole_number(n_beams, "n_beams", wanted)
+    if n_beams < 1:
+        raise UserError(f"n_beams {n_beams}: {wanted}")
     is_number = hasattr(length_penalty, "__float__")
     if not is_number or not length_penalty >= 0:  # an end that could still win is not waited for
         raise UserError(f"length_penalty {length_penalty!r}: must be a number from 0 on; change it")

@@ -7,6 +7,7 @@ frame between the script and the softmax). Exit codes: 0 done, 1 our bug, 2 the 
 
 import atexit
 import bdb
+import operator
 import os
 import select
 import signal
@@ -18,6 +19,14 @@ from contextlib import contextmanager
 
 class UserError(ValueError):
     """Something the user can fix. The message reads `WHERE: what is wrong; what to do`."""
+
+
+def whole_number(value: object, name: str, wanted: str) -> int:
+    """A value as an int. Errors: UserError saying what is wanted, for what is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"{name} {value!r}: {wanted}") from None
 
 
 class NumericError(ArithmeticError):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minillm.adapt.lora import evaluating
 from minillm.cache import KVCache
-from minillm.errors import UserError
+from minillm.errors import UserError, whole_number
 from minillm.linear import pack_weights, unpack_weights
 from minillm.sampling import Sampling, penalize_repetition, random_streams, sample_next_token
 from minillm.text_stream import StopStrings
@@ -148,12 +148,9 @@ def pad_left(
 
 def end_token(eos_id: int | None, vocab_size: int) -> int | None:
     """The id that ends a row, None for none the model has. Errors: UserError for several."""
-    try:
-        eos_id = None if eos_id is None else operator.index(eos_id)
-    except TypeError:
-        raise UserError(
-            f"eos_id {eos_id!r}: not one whole number; give the id that ends a text"
-        ) from None
+    if eos_id is not None:
+        wanted = "not one whole number; give the id that ends a text"
+        eos_id = whole_number(eos_id, "eos_id", wanted)
     return eos_id if eos_id in range(vocab_size) else None
 
 

@@ -11,7 +11,7 @@ from minillm.interrupt import deferred_signals
 def _pyplot():
     """matplotlib without a window. A signal waits for the end of the import, whose compiled parts
     end the whole process if they are cut in the middle."""
-    with deferred_signals("drawing first") as asked:
+    with deferred_signals("finishing an import first") as asked:
         import matplotlib
 
         matplotlib.use("Agg")

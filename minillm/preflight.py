@@ -52,7 +52,9 @@ def check_device(precision: Precision) -> str:
     """Whether the dtype is the hardware's own."""
     device = precision.device
     emulated = precision.name == "bf16" and not has_native_bf16(device)
-    note = "bf16 is emulated here, which is slow: fp32 or auto is better" if emulated else "native"
+    note = "native"
+    if emulated:
+        note = "bf16 is emulated here, which is slow: better fp32 or auto, also as --frozen-dtype"
     return f"{precision.name} products on {device}: {note}"
 
 
@@ -80,14 +82,14 @@ def check_labels(rows: list[Row], eos_id: int) -> str:
 def check_held_out(rows: list[Row], held_out: list[Row], n: int = 1) -> str:
     """Whether what is held out is new to the model; `n` rows make a sample."""
     trained = {_key(rows[i : i + n]) for i in range(0, len(rows), n)}
-    asked = {_prompt(row) for row in rows[::n]}
+    asked = {_prompt(row) for row in rows[::n]} - {b""}
     samples = [held_out[i : i + n] for i in range(0, len(held_out), n)]
     new = [sample for sample in samples if _key(sample) not in trained]
     known, found = len(samples) - len(new), []
     if known:
         found.append(f"{known} of {len(samples)} held-out samples are also trained on, word for "
                      "word: their loss says nothing of new text")  # fmt: skip
-    if n_asked := sum(_prompt(sample[0]) in asked - {b""} for sample in new):
+    if n_asked := sum(_prompt(sample[0]) in asked for sample in new):
         found.append(f"{n_asked} of {len(samples)} held-out samples have a prompt that is trained "
                      "on, with another answer")  # fmt: skip
     return "; ".join(found) or "no held-out sample or prompt is among those trained on"

@@ -190,8 +190,9 @@ class Run:
     def _check_identity(self, path: Path, state: dict) -> None:
         for name, now in self.identity.items():
             if not _agree(state.get("identity", {}).get(name, now), now):
-                raise UserError(f"{path}: trained with another {name} than this; resume with the "
-                                f"{name} it began with, or start another run")  # fmt: skip
+                raise UserError(f"{path}: trained with another {name} than this (or an earlier "
+                                f"version's split of it); resume with the {name} it began with, or "
+                                "start another run")  # fmt: skip
         before, now = state.get("versions", {}), self.made_with
         for name in now:
             if before.get(name, now[name]) != now[name]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.errors import NumericError, UserError
+from minillm.errors import NumericError, UserError, whole_number
 
 FILTERS = ("top_k", "top_p", "min_p")  # settings that may be None
 
@@ -131,6 +131,8 @@ def random_streams(seed: int | None, n: int, device: torch.device) -> list[torch
     Errors: UserError for a seed that is no whole number of 64 bits."""
     if seed is None:
         seed = int(torch.randint(2**31, ()))
-    if not hasattr(seed, "__index__") or not -(2**63) <= seed <= 2**63 - n:
-        raise UserError(f"seed {seed!r}: must be a whole number of 64 bits; change it")
+    wanted = "must be a whole number of 64 bits; change it"
+    seed = whole_number(seed, "seed", wanted)
+    if not -(2**63) <= seed <= 2**64 - n:
+        raise UserError(f"seed {seed}: {wanted}")
     return [torch.Generator(device).manual_seed(seed + row) for row in range(n)]

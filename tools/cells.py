@@ -93,8 +93,8 @@ def check_run(family: Family, flags: list[str]) -> None:
     values, and what the method needs and the model lacks. No weight is loaded, no data read."""
     args = parse_training(family, flags)
     for name in ("out_dir", "no_save", "dry_run", "resume", "overwrite"):
-        if vars(args)[name]:
-            flag = name.replace("_", "-")
+        flag = name.replace("_", "-")
+        if vars(args)[name] or f"--{flag}" in flags:
             raise UserError(f"--{flag}: a run of an experiment has its own folder, keeps what it "
                             "trained and goes on by itself; leave it out")  # fmt: skip
     with contextlib.redirect_stderr(io.StringIO()):  # its warnings are for the run itself
@@ -110,13 +110,14 @@ def check_run(family: Family, flags: list[str]) -> None:
 
 
 def parse_training(family: Family, flags: list[str]) -> argparse.Namespace:
-    """Flags as the fine-tuning of this kind of model reads them. Errors: UserError."""
+    """Flags as the fine-tuning of this kind of model reads them, but for --resume, which would ask
+    for its folder. Errors: UserError."""
     parser = Parser("")
     add_flags(parser, ",".join(family.targets), 0.0)
     if family.name == "gpt2":
         parser.add_argument("--dropout", type=share)
     with contextlib.redirect_stderr(io.StringIO()):
-        return parse(parser, flags, 0.0)
+        return parse(parser, [word for word in flags if word != "--resume"], 0.0)
 
 
 def run_script(script: Path, folder: Path, flags: list[str]) -> None:

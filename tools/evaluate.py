@@ -49,8 +49,8 @@ def parse_args(argv=None):
     add = parser.add_argument_group("data").add_argument
     add("--task", choices=[*TASKS],
         help="what the data is (default: that of its training, else rotten_tomatoes)")  # fmt: skip
-    add("--data", help="the task's official file or folder (default: that of its training, if it "
-        "was of this task, else tinyworld's stand-in)")  # fmt: skip
+    add("--data", help="the task's official file or folder, or tinyworld for its stand-in "
+        "(default: that of its training, if it was of this task, else tinyworld)")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out broken rows of --data, and count them")
     add("--split", choices=SPLITS, help="which part of it (default: test, or validation where the "
         "task has no test)")  # fmt: skip
@@ -71,7 +71,9 @@ def parse_args(argv=None):
         is_model = flag == "--checkpoint"
         args.checkpoint, args.adapter = (str(kept), None) if is_model else (None, str(kept))
     trained = settings_of_training(args.adapter, args.checkpoint)
-    if args.data is None and args.task in (None, trained.get("task")):
+    if args.data == "tinyworld":
+        args.data = None
+    elif args.data is None and args.task in (None, trained.get("task")):
         args.data = trained.get("data")
     args.task = args.task or trained.get("task", "rotten_tomatoes")
     tell_idle(parser, vars(args))

@@ -43,7 +43,7 @@ SCRIPT = Path(__file__).parent.parent / "train" / "finetune_gpt2.py"
 FULL_FLAGS = "--lr 5e-5 --dropout 0.05"
 TINY = {"train": ["--config", str(SCRIPT.with_name("tiny_gpt2.json"))],
         "full": "--lr 1e-3 --dropout 0.05", "lrs": [3e-3, 5e-4, 5e-4]}  # fmt: skip
-CELLS_OWN = ("--rank", "--alpha", "--template")
+CELLS_OWN = ("rank", "alpha", "template")
 TRAINED_AND_MEASURED = ("checkpoint", "init", "layers", "task", "data", "method")
 
 
@@ -92,9 +92,13 @@ def own_flags(
     full_flags = split_flags(full, "--full-flags")
     for words, name in ((given, "--train-flags"), (full_flags, "--full-flags")):
         refuse_own(gpt2.FAMILY, words, TRAINED_AND_MEASURED, name)
-    for flag in names([*flags, *full_flags]):
-        if flag.replace("--lora-", "--") in CELLS_OWN:
-            raise UserError(f"{flag}: every cell has its own; give it as a flag of the sweep")
+    default = parse_training(gpt2.FAMILY, [])
+    for words in (given, full_flags):
+        parsed, spelled = parse_training(gpt2.FAMILY, words), names(words)
+        for name in CELLS_OWN:
+            is_word = {f"--{name}", f"--lora-{name}"} & spelled
+            if is_word or getattr(parsed, name) != getattr(default, name):
+                raise UserError(f"--{name}: every cell has its own; give it as a flag of the sweep")
     return lrs, flags, full_flags
 
 

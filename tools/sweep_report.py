@@ -63,14 +63,15 @@ def summarize(folder: Path, results: dict[str, dict], settings: dict) -> None:
     """The sweep's report, table and pictures."""
     first = [*results][1]
     n = results[first]["best"]["report"]
-    scope = "one seed each, so it says nothing about other seeds"
+    scope = f'"{first}", same checkpoint; one seed each, so it says nothing about other seeds'
     if len(settings["seeds"] or ()) > 1:
-        scope = "same seed; how far seeds lie apart, the last rows tell"
+        scope = ("the first cell of the same seed, same checkpoint; how far seeds lie apart, the "
+                 "last rows tell")  # fmt: skip
     note = (
         f"Test split, n = {n['n']}; always giving the commonest label scores "
         f"{n['majority_baseline']:.2%}. Accuracy by generation, greedy: anything but a label "
         "counts as wrong. Intervals: Wilson, 95 %. p: McNemar's exact test, same rows, against "
-        f'"{first}", same checkpoint; {scope}.\n'
+        f"{scope}.\n"
         "best: the checkpoint with the lowest held-out loss; last: the last step's."
     )
     plot_accuracies(results, folder / "accuracy.png")

@@ -62,12 +62,12 @@ def read_references(text: str, n: int) -> list[str]:
 def ask_about_post(post: str, template: Template | None) -> Sample:
     """A flattened post (SUBREDDIT: r/x TITLE: ... POST: ... TL;DR:) in the template's words, or as
     it is without a template that has a place for a post; what lies after POST: may be shortened."""
-    found = re.fullmatch(r"SUBREDDIT: r/(\S*) TITLE: (.*?) ?POST: (.*) TL;DR:", post)
+    found = re.fullmatch(r"SUBREDDIT: r/(\S*) TITLE:(?: (.*?))?? POST: (.*) TL;DR:", post)
     if found is None:
         return Sample(post, "")
     if template is None or "{post}" not in template.text:
         return Sample(post, "", body=Body(*found.span(3)))
-    names = {"subreddit": found[1], "title": found[2]}
+    names = {"subreddit": found[1], "title": found[2] or ""}
     prompt, body = template.fill_around("post", found[3], **names)
     return Sample(prompt, "", body=body)
 

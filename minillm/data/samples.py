@@ -63,7 +63,9 @@ def shorten(sample: Sample, tokenizer, room: int) -> Sample:
 def is_bare(sample: Sample, shortened: Sample) -> bool:
     """Whether shortening left nothing of a sample's body."""
     body, text = sample.body, sample.prompt
-    return body is not None and shortened.prompt == text[: body.start] + text[body.end :]
+    if body is None or shortened is sample:
+        return False
+    return shortened.prompt == text[: body.start] + text[body.end :]
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,7 @@ def test_numbers_may_be_numpys(model):
         ({"eos_id": torch.tensor([2, 3])}, "eos_id tensor"),
         ({"temperature": "1"}, "temperature '1': not a number"),
         ({"temperature": None}, "temperature None: not a number"),
+        ({"temperature": 1.0, "seed": 2**64}, "seed 18446744073709551616: must be"),
         ({"temperature": 1.0, "seed": 1.5}, "seed 1.5: must be a whole number"),
         ({"temperature": 1.0, "seed": 2**70}, "seed 1180591620717411303424: must be"),
         ({"prompt": [[0.5] * 64]}, r"prompt of type list: this model takes a soft prompt \(P, "),
@@ -228,3 +229,9 @@ def test_a_soft_prompt_of_another_model_is_refused(model, use_cache):
 def test_a_soft_prompt_takes_its_room_from_the_context(model, use_cache):
     prompt = torch.randn(8, model.config.dim)
     assert len(generate(model, [[1] * 118], 50, use_cache, prompt=prompt)[0]) == 2
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), torch.tensor(3), 2**64 - 1, -(2**63)])
+def test_any_whole_number_of_64_bits_is_a_seed(model, seed):
+    written = generate(model, [[1]], 3, temperature=1.0, seed=seed)
+    assert written == generate(model, [[1]], 3, temperature=1.0, seed=int(seed))

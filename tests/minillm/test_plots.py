@@ -6,7 +6,7 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
-from minillm.plots import at_peak, plot_run
+from minillm.plots import at_peak, plot_accuracies, plot_run
 
 FOUND = {"trainable weights": 100.0, "gradients": 100.0, "activations": 80.0, "logits": 2.0,
          "16-bit copies of weights": 9.0}  # fmt: skip
@@ -34,6 +34,18 @@ def test_a_held_out_loss_is_drawn_from_before_training_on(before, line, tmp_path
     curves = {curve.get_label(): [*zip(*curve.get_data(), strict=True)] for curve in axes.lines}
     assert curves == {"training": [(1, 3.0), (5, 2.5)], "held out": line}
     assert axes.get_ylabel() == "loss, nats per pair"
+
+
+def test_the_line_of_one_label_for_all_is_where_the_commonest_label_scores(tmp_path, monkeypatch):
+    report = {"accuracy": 0.9, "interval_95": [0.8, 0.95], "majority_baseline": 0.7}
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: drawn.extend(figure.axes))
+    results = {"no tuning": {"best": {"report": report}}} | {
+        title: {"best": {"report": report}, "last": {"report": report}} for title in "ab"
+    }
+    plot_accuracies(results, tmp_path / "accuracy.png")
+    (line,) = [line for line in drawn[0].lines if line.get_label() == "one label for all"]
+    assert {*line.get_xdata()} == {0.7}
 
 
 def test_ctrl_c_in_the_import_of_matplotlib_waits_for_its_end(tmp_path):

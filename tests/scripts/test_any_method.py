@@ -12,6 +12,7 @@ from minillm import generate as library_generate
 from minillm.adapt.methods import METHODS
 from minillm.data.course_files import ask_about_post, until_next_cue
 from minillm.data.samples import shorten
+from minillm.data.templates import TEMPLATES
 from minillm.data.tinyworld import articles
 from minillm.errors import UserError
 from minillm.runs import read_metrics
@@ -192,6 +193,7 @@ def test_the_same_number_of_references_as_inputs_is_asked_for(tmp_path):
     ["--train-flags", "--data other.csv"], ["--train-flags", "--task tldr"],
     ["--train-flags", "--learning_rate=5"], ["--train-flags", "--no-save"],
     ["--train-flags", "--out-dir elsewhere"], ["--train-flags", "--dry-run"],
+    ["--train-flags", "--resume"],
     ["--train-flags", "--config run.json"],
 ])  # fmt: skip
 def test_a_comparison_refuses_what_it_cannot_do_before_its_first_run(flags, tmp_path, monkeypatch):
@@ -284,6 +286,8 @@ def test_a_summary_ends_at_the_next_cue_and_has_room_however_long_the_post(capsy
 
 def test_posts_in_another_form_are_counted(tmp_path, capsys):
     path = tmp_path / "in.txt"
+    found = ask_about_post("SUBREDDIT: r/a TITLE: REPOST: b POST: c TL;DR:", TEMPLATES["tldr"])
+    assert "TITLE: REPOST: b\n" in found.prompt and found.prompt[found.body.start :][0] == "c"
     of_course = "SUBREDDIT: r/a TITLE: b POST: c TL;DR:\n\nSUBREDDIT: r/a TITLE: POST: d TL;DR:"
     path.write_text(f"{of_course}\n\nNora saw a hare.\n\nSo did Tom.")
     assert len(samples.read_inputs("summaries", path, None)) == 4
@@ -331,6 +335,14 @@ def test_every_script_logs_its_steps_keeps_the_last_weights_and_tries_dry(script
     assert f" in 3 forwards of {rows}, " in capsys.readouterr().out
     script.main([*flags, "--resume"])
     assert "adapter_last: of an earlier end of this run" in capsys.readouterr().err
+
+
+def test_held_out_pairs_of_prompts_that_are_trained_on_are_told(tmp_path, capsys):
+    for split, answer in (("train", "a hen"), ("validation", "a hare"), ("test", "a goat")):
+        rows = [{"prompt": f"Who is {i}?", "chosen": answer, "rejected": "no"} for i in range(4)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dpo.main(["--data", str(tmp_path), "--layers", "1", "--dry-run"])
+    assert "4 of 4 held-out samples have a prompt that is trained on" in capsys.readouterr().out
 
 
 def test_the_courses_numbers_are_the_defaults():

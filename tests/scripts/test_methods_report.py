@@ -68,6 +68,20 @@ def test_a_best_rate_at_the_grids_edge_is_told(best, is_edge):
     assert not at_the_edge({"lr": best, "losses": {f"{best:g}": 1.0}})
 
 
+@pytest.mark.parametrize(("fitting", "told"), [(2, False), (1, True)])
+def test_the_report_tells_what_was_trained_on_and_of_how_many_a_loss_is(fitting, told, tmp_path):
+    (tmp_path / "lora-seed4").mkdir()
+    (tmp_path / "lora-seed4" / "metrics.jsonl").write_text('{"step": 1, "held_out_loss": 2.0}\n')
+    runs, chosen = {"lora": [run(1.0, [0.5, 0.6])]}, {"lora": {"lr": 1e-3, "losses": {}}}
+    runs["lora"][0]["summary"]["data"] = {"train": "7 samples, 2 dropped"}
+    untuned = run(2.0, [0.1, 0.2])
+    untuned["report"]["loss_n"] = fitting
+    summarize(tmp_path, untuned, chosen, runs, {}, seed=4)
+    report = (tmp_path / "report.md").read_text()
+    assert "- train: 7 samples, 2 dropped\n" in report
+    assert ("of the 1 samples that have room in --max-length" in report) is told
+
+
 def test_the_curves_are_those_of_the_first_seed(tmp_path, capsys):
     line = '{"step": 1, "held_out_loss": 2.0}\n{"step": 2, "held_out_loss": 1.0}\n'
     (tmp_path / "lora-seed4").mkdir()
@@ -210,6 +224,13 @@ def test_cells_are_compared_within_a_seed_and_averaged_over_them():
     mean = rows["b, mean of 2 seeds", "best"]
     assert (mean["accuracy"], mean["seeds from, to"]) == ("75.00%", "50.00% to 100.00%")
     assert rows["a, mean of 2 seeds", "last"]["accuracy"] == "25.00%" and len(rows) == 13
+
+
+@pytest.mark.parametrize("content", ['{"rank": 3}', '{"template": "mine"}', '{"alpha": 3}'])
+def test_what_each_cell_of_a_sweep_has_for_itself_is_refused_in_a_config_too(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match="every cell has its own"):
+        sweep.own_flags("tiny-gpt2", 3, None, f"--config {tmp_path / 'run.json'}", None)
 
 
 def test_a_sweep_over_seeds_takes_no_other_one(tmp_path):
