@@ -8,10 +8,10 @@ ARGS ?=
 finetune: .venv/installed
 	.venv/bin/python train/finetune_llama.py --layers 1 --config train/tiny.json $(ARGS)
 
-# two processes, whose threads wait without spinning, as one leaves half of two cores idle; for the
-# debugger ARGS="-n 0 --pdb", or plain pytest
+# two processes of one thread each, as one process leaves half of two cores idle; for the debugger
+# ARGS="-n 0 --pdb", or plain pytest
 test: .venv/installed-dev
-	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .
